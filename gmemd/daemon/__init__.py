@@ -1,0 +1,1 @@
+"""The service: reconcile loop, varlink API, reload, systemd."""

@@ -1,0 +1,1 @@
+"""Plan against audit: drift, its cause and its remedy. Pure."""

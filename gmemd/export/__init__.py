@@ -1,0 +1,1 @@
+"""The published snapshot as metrics, HTTP and JSON."""

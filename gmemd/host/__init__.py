@@ -1,0 +1,1 @@
+"""What this machine has: nodes, zones, pools, cpuset and kernel features."""

@@ -1,0 +1,1 @@
+"""Every system call and ioctl, one small module per kernel object."""

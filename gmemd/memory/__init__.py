@@ -1,0 +1,1 @@
+"""Regions over their life: create, bind, prefault, release."""

@@ -1,0 +1,1 @@
+"""VM specs against a host: strategy per region and admission. Pure."""

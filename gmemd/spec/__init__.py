@@ -1,0 +1,1 @@
+"""What the operator asked for: VM specs and the daemon's configuration. Pure."""
