@@ -1,0 +1,106 @@
+"""Sets of numbers as Linux and libvirt write them: ``0-3,^1``; host nodes and vCPUs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+
+from gmemd.spec.problems import FieldError, FieldErrors, printable
+
+HIGHEST_NODE = 1023
+"""Linux has at most 1024 NUMA nodes (MAX_NUMNODES with CONFIG_NODES_SHIFT=10)."""
+
+HIGHEST_VCPU = 4095
+"""KVM has at most 4096 vCPUs per VM (KVM_MAX_VCPUS of x86 with CONFIG_KVM_MAX_NR_VCPUS)."""
+
+_PIECE = re.compile(r"(\^?)\s*([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
+
+
+def parse_nodeset(text: str) -> frozenset[int]:
+    """Host node numbers of a nodeset such as ``0``, ``0-3`` or ``0-3,^1``.
+
+    Raises FieldError. Exclusions (``^``) take away from all that is included, in any order.
+    """
+    return parse_number_set(text, noun="host node", highest=HIGHEST_NODE)
+
+
+def parse_nodeset_list(items: Iterable[str]) -> frozenset[int]:
+    """Host node numbers of a list whose items are nodesets; raises FieldErrors for all at once."""
+    return parse_number_list(items, noun="host node", highest=HIGHEST_NODE)
+
+
+def parse_vcpus(text: str) -> tuple[int, ...]:
+    """vCPU numbers, ascending, of a list such as ``0-7,16-23``. Raises FieldError."""
+    return tuple(sorted(parse_number_set(text, noun="vCPU", highest=HIGHEST_VCPU)))
+
+
+def parse_vcpu_list(items: Iterable[str]) -> tuple[int, ...]:
+    """vCPU numbers, ascending, of a list of such texts; raises FieldErrors for all at once."""
+    return tuple(sorted(parse_number_list(items, noun="vCPU", highest=HIGHEST_VCPU)))
+
+
+def format_nodeset(nodes: Iterable[int]) -> str:
+    """The shortest text that `parse_nodeset` reads back: ``0-3,5``; empty for no nodes."""
+    ordered = sorted(set(nodes))
+    if not ordered:
+        return ""
+    breaks = [index for index, (a, b) in enumerate(pairwise(ordered), 1) if b != a + 1]
+    runs = zip([0, *breaks], [*breaks, len(ordered)], strict=True)
+    return ",".join(
+        str(ordered[start]) if end == start + 1 else f"{ordered[start]}-{ordered[end - 1]}"
+        for start, end in runs
+    )
+
+
+def parse_number_set(text: str, *, noun: str, highest: int) -> frozenset[int]:
+    """Numbers of a text such as ``0-3,^1``, each at most ``highest``. Raises FieldError."""
+    if not text.strip():
+        raise FieldError(f"must name at least one {noun}, like 0, 0-3 or 0-3,^1")
+    included: set[int] = set()
+    excluded: set[int] = set()
+    for piece in text.split(","):
+        negated, numbers = _parse_piece(piece.strip(), noun=noun, highest=highest)
+        (excluded if negated else included).update(numbers)
+    if stray := excluded - included:
+        raise FieldError(
+            f"excludes {noun} {format_nodeset(stray)}, which it doesn't include",
+            hint="^ takes away from what the rest names, like 0-3,^1",
+        )
+    if not included - excluded:
+        raise FieldError(f"excludes every {noun} that it includes")
+    return frozenset(included - excluded)
+
+
+def parse_number_list(items: Iterable[str], *, noun: str, highest: int) -> frozenset[int]:
+    """The union of the items' numbers; raises FieldErrors that tell each bad item's index."""
+    numbers: set[int] = set()
+    errors: list[FieldError] = []
+    for index, item in enumerate(items):
+        try:
+            if not isinstance(item, str):
+                raise FieldError(f"must be a {noun} or a range of them")
+            numbers |= parse_number_set(item, noun=noun, highest=highest)
+        except FieldError as error:
+            errors.append(FieldError(error.message, hint=error.hint, within=(index,)))
+    if errors:
+        raise FieldErrors(errors)
+    if not numbers:
+        raise FieldError(f"must name at least one {noun}, like 0, 0-3 or [0, 2]")
+    return frozenset(numbers)
+
+
+def _parse_piece(piece: str, *, noun: str, highest: int) -> tuple[bool, range]:
+    found = _PIECE.fullmatch(piece)
+    if found is None:
+        what = f"'{printable(piece)}'" if piece else "an empty piece between commas"
+        raise FieldError(
+            f"{what} is neither a {noun} nor a range of them", hint="write 0, 0-3 or 0-3,^1"
+        )
+    first = int(found[2])
+    last = first if found[3] is None else int(found[3])
+    if last < first:
+        raise FieldError(f"the range {piece} runs backwards", hint=f"write {last}-{first}")
+    if last > highest:
+        raise FieldError(f"{noun} {last} is out of range, which is 0 to {highest}")
+    return bool(found[1]), range(first, last + 1)
