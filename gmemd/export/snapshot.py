@@ -1,0 +1,272 @@
+"""What the daemon publishes: one frozen snapshot, and its JSON as the API and `--json` give it.
+
+A snapshot is replaced whole; readers keep the reference they took. Sizes in bytes, times in
+seconds since the epoch. In the JSON, field names are those of the VM spec, ``by_node`` is keyed by
+host node as a string, and what isn't known is null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
+    from gmemd.drift.model import GuestNodeDrift, VmDrift
+    from gmemd.host.model import Host, HostNode
+    from gmemd.plan.model import RegionPlan, Strategy
+    from gmemd.spec.model import Source
+
+JSON_VERSION = 1
+
+
+class VmState(StrEnum):
+    """The states of a VM, in the order of its life."""
+
+    WAITING = "waiting"
+    PROVISIONING = "provisioning"
+    READY = "ready"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+    RELEASING = "releasing"
+
+
+@dataclass(frozen=True, slots=True)
+class RegionStatus:
+    """A region as planned and as it came out.
+
+    ``strategy_achieved`` is None until the region exists; ``policy_outcome`` is the word for what
+    the kernel made of the policy (empty where none was set).
+    """
+
+    plan: RegionPlan
+    strategy_achieved: Strategy | None = None
+    reason: str = ""
+    policy_outcome: str = ""
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy in force: what was achieved, else what is planned."""
+        return self.strategy_achieved or self.plan.strategy
+
+
+@dataclass(frozen=True, slots=True)
+class VmStatus:
+    """One VM: its state since when and why, its regions, and the latest audit with its drift.
+
+    ``source`` is None where only an unreadable spec is known of it; ``progress_ratio`` goes from 0
+    to 1 while provisioning. ``spec_error`` says that the newest version of its file is broken (an
+    older one may be in force).
+    """
+
+    vm: str
+    source: Source | None
+    state: VmState
+    since: float
+    message: str = ""
+    hint: str = ""
+    uuid: str = ""
+    spec_error: bool = False
+    progress_ratio: float | None = None
+    regions: tuple[RegionStatus, ...] = ()
+    drift: VmDrift | None = None
+    audit: VmAudit | None = None
+    tolerance: float = 0.01
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def guest_nodes(self) -> tuple[int, ...]:
+        """Numbers of the guest nodes that are planned or were audited, ascending."""
+        seen = {region.plan.guest_node for region in self.regions}
+        if self.drift is not None:
+            seen.update(node.guest_node for node in self.drift.guest_nodes)
+        return tuple(sorted(seen))
+
+    @property
+    def drifting(self) -> bool:
+        """Whether the latest audit found drift beyond the tolerance."""
+        return self.drift is not None and self.drift.drifting
+
+    def regions_of(self, guest_node: int) -> tuple[RegionStatus, ...]:
+        """The regions of one guest node, by index."""
+        mine = [region for region in self.regions if region.plan.guest_node == guest_node]
+        return tuple(sorted(mine, key=lambda region: region.plan.index))
+
+    def drift_of(self, guest_node: int) -> GuestNodeDrift | None:
+        """The drift of one guest node, or None before its first audit."""
+        nodes = self.drift.guest_nodes if self.drift is not None else ()
+        return next((node for node in nodes if node.guest_node == guest_node), None)
+
+    def size_bytes_of(self, guest_node: int) -> int:
+        """The size of one guest node."""
+        regions = self.regions_of(guest_node)
+        drift = self.drift_of(guest_node)
+        if not regions and drift is not None:
+            return drift.size_bytes
+        return sum(region.plan.size_bytes for region in regions)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything the daemon knows at one moment.
+
+    ``version`` is gmemd's own. ``committed`` maps host nodes to placeable bytes promised to
+    regions but not yet resident.
+    """
+
+    version: str
+    taken_timestamp: float
+    host: Host | None = None
+    vms: tuple[VmStatus, ...] = ()
+    committed: Mapping[int, int] = field(default_factory=dict)
+    audit_interval_seconds: float = 60.0
+    reload_successful: bool = True
+    reload_success_timestamp: float = 0.0
+    reload_message: str = ""
+
+    def vm(self, name: str) -> VmStatus | None:
+        """The VM of that name, or None."""
+        return next((vm for vm in self.vms if vm.vm == name), None)
+
+
+def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
+    """Everything, as `gmemd status --json` prints it."""
+    nodes = snapshot.host.nodes if snapshot.host is not None else ()
+    return {
+        "version": JSON_VERSION,
+        "gmemd_version": snapshot.version,
+        "taken_timestamp": snapshot.taken_timestamp,
+        "reload_successful": snapshot.reload_successful,
+        "reload_message": snapshot.reload_message,
+        "audit_interval_seconds": snapshot.audit_interval_seconds,
+        "host_nodes": [
+            _host_node_to_json(node, snapshot.committed.get(node.id, 0)) for node in nodes
+        ],
+        "vms": [vm_to_json(vm) for vm in snapshot.vms],
+    }
+
+
+def vm_to_json(vm: VmStatus) -> dict[str, Any]:
+    """One VM, as `gmemd status VM --json` prints it."""
+    return {
+        "version": JSON_VERSION,
+        "vm": vm.vm,
+        "source": str(vm.source) if vm.source is not None else None,
+        "uuid": vm.uuid or None,
+        "state": str(vm.state),
+        "since": vm.since,
+        "message": vm.message,
+        "hint": vm.hint,
+        "warnings": list(vm.warnings),
+        "spec_error": vm.spec_error,
+        "progress_ratio": vm.progress_ratio,
+        "drift_tolerance": vm.tolerance,
+        "drifting": vm.drifting if vm.drift is not None else None,
+        "guest_nodes": [_guest_node_to_json(vm, node) for node in vm.guest_nodes],
+        "audit": _audit_to_json(vm.audit) if vm.audit is not None else None,
+    }
+
+
+def by_node_to_json(by_node: Mapping[int, int]) -> dict[str, int]:
+    """Bytes per host node with string keys, as JSON wants them, ascending by node."""
+    return {str(node): by_node[node] for node in sorted(by_node)}
+
+
+def _host_node_to_json(node: HostNode, committed_bytes: int) -> dict[str, Any]:
+    return {
+        "id": node.id,
+        "memory": node.total_bytes,
+        "placeable": node.placeable_bytes,
+        "placeable_available": node.placeable_available_bytes,
+        "committed": committed_bytes,
+        "movable_only": node.movable_only,
+    }
+
+
+def _guest_node_to_json(vm: VmStatus, guest_node: int) -> dict[str, Any]:
+    drift = vm.drift_of(guest_node)
+    return {
+        "id": guest_node,
+        "memory": vm.size_bytes_of(guest_node),
+        "regions": [_region_to_json(vm, region) for region in vm.regions_of(guest_node)],
+        "drift": _drift_to_json(drift) if drift is not None else None,
+    }
+
+
+def _region_to_json(vm: VmStatus, region: RegionStatus) -> dict[str, Any]:
+    plan = region.plan
+    audited = _audit_of(vm, plan)
+    return {
+        "index": plan.index,
+        "size": plan.size_bytes,
+        "backend": str(plan.backend),
+        "page_size": plan.page_size,
+        "policy": str(plan.policy),
+        "host_nodes": sorted(plan.host_nodes),
+        "prefault": plan.prefault,
+        "strategy": str(region.strategy),
+        "strategy_planned": str(plan.strategy),
+        "reason": region.reason or plan.reason,
+        "policy_outcome": region.policy_outcome or None,
+        "resident": audited.resident_bytes if audited is not None else None,
+        "by_node": by_node_to_json(audited.by_node) if audited is not None else None,
+        "policy_read": _policy_to_json(audited.policy) if audited is not None else None,
+    }
+
+
+def _audit_of(vm: VmStatus, plan: RegionPlan) -> RegionAudit | None:
+    regions = vm.audit.regions if vm.audit is not None else ()
+    wanted = (plan.guest_node, plan.index)
+    return next((seen for seen in regions if (seen.guest_node, seen.index) == wanted), None)
+
+
+def _policy_to_json(policy: PolicyRead | None) -> dict[str, Any] | None:
+    if policy is None:
+        return None
+    return {"mode": policy.mode, "host_nodes": sorted(policy.nodes)}
+
+
+def _drift_to_json(drift: GuestNodeDrift) -> dict[str, Any]:
+    return {
+        "drifting": drift.drifting,
+        "resident": drift.resident_bytes,
+        "placed": drift.placed_bytes,
+        "misplaced": drift.misplaced_bytes,
+        "unknown": drift.unknown_bytes,
+        "by_node": by_node_to_json(drift.by_node),
+        "host_nodes_allowed": sorted(drift.allowed),
+        "drift_ratio": drift.drift_ratio,
+        "drift_lower_ratio": drift.drift_lower_ratio,
+        "drift_upper_ratio": drift.drift_upper_ratio,
+        "drift_tolerance": drift.tolerance_ratio,
+        "share_error_ratio": drift.share_error_ratio,
+        "policy_match": drift.policy_match,
+        "cause": str(drift.cause) if drift.cause is not None else None,
+        "detail": drift.detail,
+        "remedy": drift.remedy,
+        "unknown_reason": drift.unknown_reason,
+    }
+
+
+def _audit_to_json(audit: VmAudit) -> dict[str, Any]:
+    counted = audit.counters
+    return {
+        "started_timestamp": audit.started_timestamp,
+        "duration_seconds": audit.duration_seconds,
+        "cpu_seconds": audit.cpu_seconds,
+        "exact": all(region.exact for region in audit.regions),
+        "errors": _sum_errors(audit),
+        "counters": by_node_to_json(counted) if counted is not None else None,
+        "counters_cgroup": audit.counters_cgroup or None,
+    }
+
+
+def _sum_errors(audit: VmAudit) -> dict[str, int]:
+    errors: dict[str, int] = {}
+    for region in audit.regions:
+        for reason, count in region.errors.items():
+            errors[reason] = errors.get(reason, 0) + count
+    return errors
