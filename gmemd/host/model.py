@@ -71,7 +71,11 @@ class Cpuset:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """This machine: nodes (online ones, ascending, numbering may have holes), features, cpuset."""
+    """A machine: nodes (online ones, ascending, numbering may have holes), features, cpuset.
+
+    ``hugepages_reserved`` counts, per page size in bytes, the huge pages that are free in their
+    pools but promised to mappings; the kernel keeps no count of them per node.
+    """
 
     nodes: tuple[HostNode, ...]
     features: Mapping[str, Feature]
@@ -79,9 +83,10 @@ class Host:
     possible_nodes: frozenset[int]
     kernel_release: str
     page_size: int = 4096
+    hugepages_reserved: Mapping[int, int] = field(default_factory=dict)
 
     def node(self, node_id: int) -> HostNode | None:
-        """The node of that number, or None where it is not online."""
+        """Return the node of that number, or None where it is not online."""
         return next((node for node in self.nodes if node.id == node_id), None)
 
     def supports(self, feature: str) -> bool:
