@@ -1,0 +1,663 @@
+/*
+ * The system calls and ioctls that gmemd makes, with one face: 0 or a positive result, or -errno.
+ * Numbers and structures that a distribution's headers may lack are defined here; the kernel's
+ * uAPI is stable, and every structure's size is asserted.
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <linux/userfaultfd.h>
+
+/* --- numbers -------------------------------------------------------------------------------- */
+
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+#ifndef SYS_pidfd_getfd
+#define SYS_pidfd_getfd 438
+#endif
+#ifndef SYS_set_mempolicy_home_node
+#define SYS_set_mempolicy_home_node 450
+#endif
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
+#endif
+
+#ifndef EHWPOISON
+#define EHWPOISON 133
+#endif
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+#ifndef UFFD_FEATURE_MINOR_HUGETLBFS
+#define UFFD_FEATURE_MINOR_HUGETLBFS (1 << 9)
+#endif
+#ifndef UFFDIO_REGISTER_MODE_MINOR
+#define UFFDIO_REGISTER_MODE_MINOR ((uint64_t)1 << 2)
+#endif
+
+/* Nodemasks are for 1024 nodes, the most that a kernel is built for (CONFIG_NODES_SHIFT=10). */
+#define GM_NODES 1024
+#define GM_MASK_WORDS (GM_NODES / 64)
+#define GM_ERRNOS 256
+/* In an array of nodes: this page isn't resident. No errno is as large. */
+#define GM_ABSENT (-32768)
+
+#define GM_KVMIO 0xAE
+#define GM_CAP_GUEST_MEMFD 234
+#define GM_CAP_GUEST_MEMFD_FLAGS 244
+#define GM_GUEST_MEMFD_MMAP 1
+#define GM_GUEST_MEMFD_INIT_SHARED 2
+
+#define GM_PROT_NONE PROT_NONE
+#define GM_PROT_READ PROT_READ
+#define GM_PROT_READ_WRITE (PROT_READ | PROT_WRITE)
+
+#define GM_MADV_DONTNEED MADV_DONTNEED
+#define GM_MADV_POPULATE_READ MADV_POPULATE_READ
+#define GM_MADV_POPULATE_WRITE MADV_POPULATE_WRITE
+
+#define GM_MFD_HUGE_SHIFT 26
+#define GM_MFD_HUGETLB 4U
+
+#define GM_MPOL_F_ADDR (1 << 1)
+#define GM_MPOL_F_MEMS_ALLOWED (1 << 2)
+#define GM_MPOL_F_NUMA_BALANCING (1 << 13)
+#define GM_MPOL_F_RELATIVE_NODES (1 << 14)
+#define GM_MPOL_F_STATIC_NODES (1 << 15)
+
+#define GM_FALLOC_KEEP_SIZE 1
+#define GM_FALLOC_PUNCH_HOLE 2
+
+#define GM_PR_SET_PDEATHSIG PR_SET_PDEATHSIG
+#define GM_PR_SET_DUMPABLE PR_SET_DUMPABLE
+
+#define GM_HUGETLBFS_MAGIC 0x958458f6
+
+/* --- structures ----------------------------------------------------------------------------- */
+
+struct gm_kvm_create_guest_memfd {
+	uint64_t size;
+	uint64_t flags;
+	uint64_t reserved[6];
+};
+
+struct gm_cachestat {
+	uint64_t cache;
+	uint64_t dirty;
+	uint64_t writeback;
+	uint64_t evicted;
+	uint64_t recently_evicted;
+};
+
+struct gm_cachestat_range {
+	uint64_t offset;
+	uint64_t length;
+};
+
+struct gm_scan {
+	uint64_t resident;
+	uint64_t by_cachestat;
+	uint64_t nodes_end;  /* one past the highest node seen */
+	uint64_t errors_end; /* one past the highest errno seen */
+	uint64_t by_node[GM_NODES];
+	uint64_t errors[GM_ERRNOS];
+};
+
+struct gm_uffdio_continue {
+	struct uffdio_range range;
+	uint64_t mode;
+	int64_t mapped;
+};
+
+_Static_assert(sizeof(struct gm_kvm_create_guest_memfd) == 64, "kvm_create_guest_memfd");
+_Static_assert(sizeof(struct gm_cachestat) == 40, "cachestat");
+_Static_assert(sizeof(struct gm_cachestat_range) == 16, "cachestat_range");
+_Static_assert(sizeof(struct uffdio_api) == 24, "uffdio_api");
+_Static_assert(sizeof(struct uffdio_register) == 32, "uffdio_register");
+_Static_assert(sizeof(struct gm_uffdio_continue) == 32, "uffdio_continue");
+_Static_assert(sizeof(void *) == 8 && sizeof(unsigned long) == 8, "gmemd is for 64-bit hosts");
+
+#define GM_KVM_CREATE_VM _IO(GM_KVMIO, 0x01)
+#define GM_KVM_CHECK_EXTENSION _IO(GM_KVMIO, 0x03)
+#define GM_KVM_CREATE_GUEST_MEMFD _IOWR(GM_KVMIO, 0xd4, struct gm_kvm_create_guest_memfd)
+#define GM_UFFDIO_CONTINUE _IOWR(UFFDIO, 0x07, struct gm_uffdio_continue)
+
+static int64_t result_of(long value)
+{
+	return value < 0 ? -(int64_t)errno : (int64_t)value;
+}
+
+static uint64_t base_page_size(void)
+{
+	return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* --- KVM ------------------------------------------------------------------------------------ */
+
+int64_t gm_kvm_open(const char *path)
+{
+	return result_of(open(path, O_RDWR | O_CLOEXEC));
+}
+
+int64_t gm_kvm_create_vm(int kvm_fd)
+{
+	return result_of(ioctl(kvm_fd, GM_KVM_CREATE_VM, 0UL));
+}
+
+int64_t gm_kvm_check_extension(int fd, uint64_t capability)
+{
+	return result_of(ioctl(fd, GM_KVM_CHECK_EXTENSION, (unsigned long)capability));
+}
+
+/* The kernel gives the fd no close-on-exec flag, and doesn't check the reserved fields. */
+int64_t gm_kvm_create_guest_memfd(int vm_fd, uint64_t size, uint64_t flags)
+{
+	struct gm_kvm_create_guest_memfd request = {.size = size, .flags = flags};
+	int fd = ioctl(vm_fd, GM_KVM_CREATE_GUEST_MEMFD, &request);
+
+	if (fd < 0)
+		return -(int64_t)errno;
+	if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
+		int64_t error = -(int64_t)errno;
+
+		close(fd);
+		return error;
+	}
+	return fd;
+}
+
+/* --- files ---------------------------------------------------------------------------------- */
+
+int64_t gm_memfd_create(const char *name, unsigned int flags)
+{
+	return result_of(syscall(SYS_memfd_create, name, flags | MFD_CLOEXEC));
+}
+
+int64_t gm_ftruncate(int fd, uint64_t size)
+{
+	return result_of(ftruncate(fd, (off_t)size));
+}
+
+int64_t gm_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
+{
+	return result_of(fallocate(fd, mode, (off_t)offset, (off_t)length));
+}
+
+int64_t gm_filesystem_type(int fd)
+{
+	struct statfs status;
+
+	if (fstatfs(fd, &status) < 0)
+		return -(int64_t)errno;
+	return (int64_t)((uint64_t)status.f_type & 0xffffffffU);
+}
+
+/* --- mappings ------------------------------------------------------------------------------- */
+
+int64_t gm_munmap(uint64_t address, uint64_t length)
+{
+	return result_of(munmap((void *)address, length));
+}
+
+int64_t gm_madvise(uint64_t address, uint64_t length, int advice)
+{
+	return result_of(madvise((void *)address, length, advice));
+}
+
+/* Neither a core dump nor a child may read guest memory: the one fills holes, both leak it. */
+int64_t gm_mmap(int fd, uint64_t offset, uint64_t length, int protection, int noreserve)
+{
+	int flags = MAP_SHARED | (noreserve ? MAP_NORESERVE : 0);
+	void *address = mmap(NULL, length, protection, flags, fd, (off_t)offset);
+
+	if (address == MAP_FAILED)
+		return -(int64_t)errno;
+	if (madvise(address, length, MADV_DONTDUMP) < 0 ||
+	    madvise(address, length, MADV_DONTFORK) < 0) {
+		int64_t error = -(int64_t)errno;
+
+		munmap(address, length);
+		return error;
+	}
+	return (int64_t)(uintptr_t)address;
+}
+
+int64_t gm_mincore(uint64_t address, uint64_t length, unsigned char *pages)
+{
+	return result_of(mincore((void *)address, length, pages));
+}
+
+/*
+ * Whether mincore tells the truth of this file: 1 or 0. It answers "resident" for every page to
+ * those who may not write the file, so a page past the end, which can't be resident, shows it.
+ */
+int64_t gm_mincore_honest(int fd)
+{
+	uint64_t page = base_page_size();
+	unsigned char resident = 1;
+	struct stat status;
+	int64_t address, result;
+
+	if (fstat(fd, &status) < 0)
+		return -(int64_t)errno;
+	address = gm_mmap(fd, ((uint64_t)status.st_size + page - 1) / page * page, page, PROT_NONE, 1);
+	if (address < 0)
+		return address;
+	result = gm_mincore((uint64_t)address, page, &resident);
+	gm_munmap((uint64_t)address, page);
+	return result < 0 ? result : !(resident & 1);
+}
+
+int64_t gm_cachestat(int fd, uint64_t offset, uint64_t length, struct gm_cachestat *out)
+{
+	struct gm_cachestat_range range = {.offset = offset, .length = length};
+
+	return result_of(syscall(SYS_cachestat, fd, &range, out, 0U));
+}
+
+/* --- memory policies ------------------------------------------------------------------------ */
+
+/* The kernel takes one bit less than maxnode says. */
+int64_t gm_mbind(uint64_t address, uint64_t length, int mode, const uint64_t *mask)
+{
+	return result_of(syscall(SYS_mbind, address, length, (long)mode, mask,
+				 mask ? GM_NODES + 1UL : 0UL, 0U));
+}
+
+int64_t gm_set_mempolicy(int mode, const uint64_t *mask)
+{
+	return result_of(syscall(SYS_set_mempolicy, mode, mask, mask ? GM_NODES + 1UL : 0UL));
+}
+
+/* The kernel clears the buffer up to maxnode, rounded up to a word: one word more than used. */
+int64_t gm_get_mempolicy(uint64_t address, int flags, int *mode, uint64_t *mask)
+{
+	uint64_t buffer[GM_MASK_WORDS + 1] = {0};
+	long result = syscall(SYS_get_mempolicy, mode, buffer, GM_NODES + 1UL, address,
+			      (unsigned long)flags);
+
+	if (result < 0)
+		return -(int64_t)errno;
+	memcpy(mask, buffer, GM_MASK_WORDS * sizeof(*mask));
+	return 0;
+}
+
+int64_t gm_set_mempolicy_home_node(uint64_t address, uint64_t length, int node)
+{
+	return result_of(syscall(SYS_set_mempolicy_home_node, address, length,
+				 (unsigned long)node, 0UL));
+}
+
+/* --- pages ---------------------------------------------------------------------------------- */
+
+/* Only the process' own pages are moved (flags 0); nodes == NULL asks where they are. */
+int64_t gm_move_pages(int pid, uint64_t count, const uint64_t *addresses, const int *nodes,
+		      int *status)
+{
+	return result_of(syscall(SYS_move_pages, pid, count, addresses, nodes, status, 0));
+}
+
+#define BATCH 512 /* pages looked at between two looks at the file: 2 MiB of 4 KiB pages */
+
+/* The nodes (or -errno) of up to BATCH mapped pages of this process. */
+static int64_t query_batch(uint64_t address, uint64_t pages, uint64_t step, int16_t *nodes)
+{
+	uint64_t addresses[BATCH] = {0};
+	int status[BATCH];
+	int64_t result;
+	uint64_t i;
+
+	for (i = 0; i < pages; i++)
+		addresses[i] = address + i * step;
+	result = gm_move_pages(0, pages, addresses, NULL, status);
+	if (result < 0)
+		return result;
+	for (i = 0; i < pages; i++)
+		nodes[i] = (int16_t)status[i];
+	return 0;
+}
+
+int64_t gm_query_range(uint64_t address, uint64_t pages, int16_t *nodes)
+{
+	uint64_t step = base_page_size(), done, count;
+	int64_t result;
+
+	for (done = 0; done < pages; done += count) {
+		count = pages - done < BATCH ? pages - done : BATCH;
+		result = query_batch(address + done * step, count, step, nodes + done);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+/* --- scan ----------------------------------------------------------------------------------- */
+
+/*
+ * A scan finds the resident pages of a mapped window and the node of each. The truth about
+ * residency is cachestat, which counts pages that were allocated and never touched, too; mincore,
+ * which doesn't know those, only saves cachestat calls where both count the same. A range is
+ * populated right after the look that found all of it resident, so that the instant in which a
+ * page could be punched and be made again is the shortest possible; a hole is never populated.
+ */
+struct scan {
+	int fd;
+	uint64_t offset;  /* of the window, in the file */
+	uint64_t address; /* of the window */
+	uint64_t page_size;
+	int use_cachestat;
+	int16_t *nodes; /* per page, or NULL */
+	struct gm_scan *out;
+};
+
+static void count_page(struct scan *scan, uint64_t page, int16_t node)
+{
+	struct gm_scan *out = scan->out;
+	uint64_t error = node < 0 && node > -GM_ERRNOS ? (uint64_t)-node : ERANGE;
+
+	out->resident++;
+	if (scan->nodes)
+		scan->nodes[page] = node;
+	if (node >= 0 && node < GM_NODES) {
+		out->by_node[node]++;
+		if (out->nodes_end <= (uint64_t)node)
+			out->nodes_end = (uint64_t)node + 1;
+		return;
+	}
+	out->errors[error]++;
+	if (out->errors_end <= error)
+		out->errors_end = error + 1;
+}
+
+static int64_t populate_read(uint64_t address, uint64_t length)
+{
+	int64_t result;
+
+	do {
+		result = gm_madvise(address, length, MADV_POPULATE_READ);
+	} while (result == -EINTR);
+	return result;
+}
+
+/* One bad page (poisoned, private) fails a whole populate: halve until it stands alone. */
+static void populate_around(struct scan *scan, uint64_t page, uint64_t count, int16_t *failed)
+{
+	uint64_t half = count / 2;
+	int64_t result = populate_read(scan->address + page * scan->page_size,
+				       count * scan->page_size);
+
+	if (result == 0)
+		return;
+	if (count == 1) {
+		*failed = (int16_t)result;
+		return;
+	}
+	populate_around(scan, page, half, failed);
+	populate_around(scan, page + half, count - half, failed + half);
+}
+
+/* Populates up to BATCH resident pages and counts them by node. */
+static int64_t take_run(struct scan *scan, uint64_t page, uint64_t count)
+{
+	int16_t failed[BATCH] = {0}, nodes[BATCH];
+	int64_t result;
+	uint64_t i;
+
+	populate_around(scan, page, count, failed);
+	result = query_batch(scan->address + page * scan->page_size, count, scan->page_size, nodes);
+	if (result < 0)
+		return result;
+	for (i = 0; i < count; i++)
+		count_page(scan, page + i, nodes[i] < 0 && failed[i] ? failed[i] : nodes[i]);
+	return 0;
+}
+
+static int64_t cached_pages(const struct scan *scan, uint64_t page, uint64_t count)
+{
+	struct gm_cachestat stat;
+	int64_t result = gm_cachestat(scan->fd, scan->offset + page * scan->page_size,
+				      count * scan->page_size, &stat);
+
+	return result < 0 ? result : (int64_t)stat.cache;
+}
+
+static int64_t take_marked(struct scan *scan, uint64_t page, uint64_t count,
+			   const unsigned char *marks)
+{
+	uint64_t start, end;
+	int64_t result;
+
+	for (start = 0; start < count; start = end) {
+		for (end = start; end < count && (marks[end] & 1) == (marks[start] & 1);)
+			end++;
+		if (!(marks[start] & 1))
+			continue;
+		result = take_run(scan, page + start, end - start);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+static int64_t mark_resident(const struct scan *scan, uint64_t page, uint64_t count,
+			     unsigned char *marks)
+{
+	int64_t result = gm_mincore(scan->address + page * scan->page_size,
+				    count * scan->page_size, marks);
+	uint64_t i, marked = 0;
+
+	for (i = 0; result == 0 && i < count; i++)
+		marked += marks[i] & 1;
+	return result < 0 ? result : (int64_t)marked;
+}
+
+/* Up to BATCH pages: all, none, as mincore says if it counts the same, or else each half. */
+static int64_t scan_range(struct scan *scan, uint64_t page, uint64_t count)
+{
+	unsigned char marks[BATCH];
+	int64_t cached = cached_pages(scan, page, count), marked, result;
+
+	if (cached <= 0)
+		return cached;
+	if ((uint64_t)cached >= count)
+		return take_run(scan, page, count);
+	marked = mark_resident(scan, page, count, marks);
+	if (marked < 0)
+		return marked;
+	if (marked == cached)
+		return take_marked(scan, page, count, marks);
+	result = scan_range(scan, page, count / 2);
+	if (result < 0)
+		return result;
+	return scan_range(scan, page + count / 2, count - count / 2);
+}
+
+static int64_t scan_range_by_mincore(struct scan *scan, uint64_t page, uint64_t count)
+{
+	unsigned char marks[BATCH];
+	int64_t marked = mark_resident(scan, page, count, marks);
+
+	if (marked <= 0)
+		return marked;
+	return take_marked(scan, page, count, marks);
+}
+
+/* Chooses the look: 1 cachestat, 0 mincore, -errno where neither tells the truth. */
+static int64_t choose_look(const struct scan *scan)
+{
+	int64_t result = -ENOSYS;
+
+	if (scan->use_cachestat)
+		result = cached_pages(scan, 0, 1);
+	if (result >= 0)
+		return 1;
+	if (result == -EOPNOTSUPP)
+		return result;
+	result = gm_mincore_honest(scan->fd);
+	if (result < 0)
+		return result;
+	return result ? 0 : -EPERM;
+}
+
+int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int use_cachestat,
+		int16_t *nodes, struct gm_scan *out)
+{
+	struct scan scan = {.fd = fd, .offset = offset, .address = address,
+			    .page_size = base_page_size(), .use_cachestat = use_cachestat,
+			    .nodes = nodes, .out = out};
+	uint64_t pages = length / scan.page_size, page, count;
+	int64_t result;
+
+	memset(out, 0, sizeof(*out));
+	for (page = 0; nodes && page < pages; page++)
+		nodes[page] = GM_ABSENT;
+	if (pages == 0)
+		return 0;
+	result = choose_look(&scan);
+	if (result < 0)
+		return result;
+	out->by_cachestat = (uint64_t)result;
+	if (out->by_cachestat && pages > BATCH && cached_pages(&scan, 0, pages) == 0)
+		return 0;
+	for (page = 0; page < pages; page += count) {
+		count = pages - page < BATCH ? pages - page : BATCH;
+		result = out->by_cachestat ? scan_range(&scan, page, count)
+					   : scan_range_by_mincore(&scan, page, count);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+/* --- scan of huge pages --------------------------------------------------------------------- */
+
+/*
+ * hugetlbfs answers neither cachestat nor (for unmapped pages) mincore, and populating makes
+ * holes into pages. UFFDIO_CONTINUE maps a page that exists and fails with EFAULT for a hole.
+ */
+static int64_t open_minor_faults(uint64_t address, uint64_t length)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MINOR_HUGETLBFS};
+	struct uffdio_register request = {
+		.range = {.start = address, .len = length},
+		.mode = UFFDIO_REGISTER_MODE_MINOR,
+	};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+
+	if (fd < 0)
+		return -(int64_t)errno;
+	if (ioctl(fd, UFFDIO_API, &api) < 0 || ioctl(fd, UFFDIO_REGISTER, &request) < 0) {
+		int64_t error = -(int64_t)errno;
+
+		close(fd);
+		return error;
+	}
+	return fd;
+}
+
+/* 1: the page exists and is mapped now; 0: a hole; -errno: it exists or may exist, unmapped. */
+static int64_t map_existing(int uffd, uint64_t address, uint64_t page_size)
+{
+	struct gm_uffdio_continue request;
+	int64_t result;
+
+	do {
+		request = (struct gm_uffdio_continue){
+			.range = {.start = address, .len = page_size},
+			.mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
+		};
+		result = result_of(ioctl(uffd, GM_UFFDIO_CONTINUE, &request));
+	} while (result == -EAGAIN || result == -EINTR);
+	if (result == 0 || result == -EEXIST)
+		return 1;
+	return result == -EFAULT ? 0 : result;
+}
+
+static int64_t scan_huge_mapped(struct scan *scan, int uffd, uint64_t pages)
+{
+	uint64_t page;
+
+	for (page = 0; page < pages; page++) {
+		uint64_t address = scan->address + page * scan->page_size;
+		int64_t found = map_existing(uffd, address, scan->page_size);
+		int16_t node = (int16_t)found;
+
+		if (found == 0)
+			continue;
+		if (found > 0) {
+			int64_t result = query_batch(address, 1, scan->page_size, &node);
+
+			if (result < 0)
+				return result;
+		} else if (found != -EHWPOISON) {
+			return found;
+		}
+		count_page(scan, page, node);
+	}
+	return 0;
+}
+
+int64_t gm_scan_huge(int fd, uint64_t offset, uint64_t length, uint64_t page_size,
+		     int16_t *nodes, struct gm_scan *out)
+{
+	struct scan scan = {.fd = fd, .offset = offset, .page_size = page_size,
+			    .nodes = nodes, .out = out};
+	uint64_t pages = length / page_size, page;
+	int64_t address, uffd, result;
+
+	memset(out, 0, sizeof(*out));
+	for (page = 0; nodes && page < pages; page++)
+		nodes[page] = GM_ABSENT;
+	address = gm_mmap(fd, offset, length, PROT_READ, 1);
+	if (address < 0)
+		return address;
+	scan.address = (uint64_t)address;
+	uffd = open_minor_faults(scan.address, length);
+	result = uffd;
+	if (uffd >= 0) {
+		result = scan_huge_mapped(&scan, (int)uffd, pages);
+		close((int)uffd);
+	}
+	gm_munmap(scan.address, length);
+	return result;
+}
+
+/* --- processes ------------------------------------------------------------------------------ */
+
+int64_t gm_pidfd_open(int pid)
+{
+	return result_of(syscall(SYS_pidfd_open, pid, 0U));
+}
+
+int64_t gm_pidfd_getfd(int pidfd, int target_fd)
+{
+	return result_of(syscall(SYS_pidfd_getfd, pidfd, target_fd, 0U));
+}
+
+int64_t gm_prctl(int option, unsigned long value)
+{
+	return result_of(prctl(option, value, 0UL, 0UL, 0UL));
+}

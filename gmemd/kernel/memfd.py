@@ -1,0 +1,42 @@
+"""memfd: shared memory of 4 KiB pages or of huge pages, and telling it from guest_memfd."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gmemd.kernel._kernel import lib
+from gmemd.kernel.errors import KernelError, invoke
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+"""The base page size in bytes."""
+
+
+def create_memfd(name: str, size_bytes: int, *, page_size: int = PAGE_SIZE) -> int:
+    """A new memfd of ``size_bytes``, close-on-exec; the caller's.
+
+    ``page_size`` in bytes; other than the base page size, it is a hugetlb memfd, whose pages come
+    from the pool of that size. Raises KernelError (ENOENT: no such pool).
+    """
+    flags = 0
+    if page_size != PAGE_SIZE:
+        flags = lib.GM_MFD_HUGETLB | (page_size.bit_length() - 1) << lib.GM_MFD_HUGE_SHIFT
+    what = f"creating memfd {name!r} of {size_bytes} bytes in pages of {page_size}"
+    fd = invoke("memfd_create", lib.gm_memfd_create, os.fsencode(name), flags, what=what)
+    try:
+        invoke("ftruncate", lib.gm_ftruncate, fd, size_bytes, what=what)
+    except KernelError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_guest_memfd(fd: int) -> bool:
+    """Whether the fd is a guest_memfd, by the name that the kernel gives its inode."""
+    return "[kvm-gmem]" in str(Path(f"/proc/self/fd/{fd}").readlink())
+
+
+def is_hugetlb(fd: int) -> bool:
+    """Whether the fd is of hugetlbfs."""
+    kind = invoke("fstatfs", lib.gm_filesystem_type, fd, what=f"asking what fd {fd} is")
+    return kind == lib.GM_HUGETLBFS_MAGIC

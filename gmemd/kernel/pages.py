@@ -1,0 +1,195 @@
+"""Pages: which are resident, and on which host node each is. The loops run in C, without the GIL.
+
+``scan_window`` and ``scan_huge_window`` look at resident pages only and never allocate a hole.
+"""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gmemd.kernel._kernel import ffi, lib
+from gmemd.kernel.errors import KernelError, invoke
+from gmemd.kernel.memfd import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping as MappingOf
+    from collections.abc import Sequence
+
+    from gmemd.kernel._kernel import CData, IntArray, ScanCounts
+    from gmemd.kernel.mapping import Mapping
+
+ABSENT = lib.GM_ABSENT
+"""In an array of nodes: the page isn't resident."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cachestat:
+    """What the page cache holds of a range, in base pages."""
+
+    cache: int
+    dirty: int
+    writeback: int
+    evicted: int
+    recently_evicted: int
+
+    @property
+    def pages(self) -> int:
+        """Resident pages, those never touched included."""
+        return self.cache
+
+
+@dataclass(frozen=True, slots=True)
+class WindowScan:
+    """A window's resident pages, in pages of its page size.
+
+    sum(by_node) + sum(errors) = resident_pages. ``errors`` counts, by errno, resident pages whose
+    node wasn't seen (EHWPOISON: poisoned, EFAULT: private to the guest, ENOENT: gone meanwhile).
+    ``method`` is how residency was told: ``cachestat``, ``mincore`` (which misses pages that were
+    allocated and never touched) or ``continue`` (hugetlb). ``nodes``, where asked for, has one
+    entry per page of the window: its node, -errno, or ABSENT.
+    """
+
+    resident_pages: int
+    by_node: MappingOf[int, int] = field(default_factory=dict)
+    errors: MappingOf[int, int] = field(default_factory=dict)
+    method: str = "cachestat"
+    nodes: array[int] | None = None
+
+
+def cachestat(fd: int, offset: int, length: int) -> Cachestat:
+    """Counts of a file's range. Raises KernelError: EOPNOTSUPP for hugetlb, ENOSYS before 6.5."""
+    if length <= 0:
+        return Cachestat(0, 0, 0, 0, 0)
+    out = ffi.new("struct gm_cachestat *")
+    what = f"counting the pages of {length} bytes at offset {offset} of fd {fd}"
+    invoke("cachestat", lib.gm_cachestat, fd, offset, length, out, what=what)
+    return Cachestat(out.cache, out.dirty, out.writeback, out.evicted, out.recently_evicted)
+
+
+def mincore_is_honest(fd: int) -> bool:
+    """Whether mincore tells this process the truth about the file, which it must be able to map."""
+    return bool(invoke("mincore", lib.gm_mincore_honest, fd, what="probing mincore"))
+
+
+def move_pages_query(pid: int, addresses: Sequence[int]) -> array[int]:
+    """The node of each address of a process (0: this one), or -errno (-ENOENT: not mapped)."""
+    return _move_pages(pid, addresses, ffi.NULL, "asking for the nodes of")
+
+
+def move_pages_move(pid: int, addresses: Sequence[int], nodes: Sequence[int]) -> array[int]:
+    """Asks to move pages that only that process maps; per page its node then, or -errno.
+
+    guest_memfd pages stay where they are, and the call still succeeds: believe the result of a
+    later query only.
+    """
+    if len(nodes) != len(addresses):
+        raise ValueError("one node per address")
+    return _move_pages(pid, addresses, ffi.new("int[]", list(nodes)), "moving")
+
+
+def _move_pages(pid: int, addresses: Sequence[int], nodes: CData, doing: str) -> array[int]:
+    status = array("i", bytes(4 * len(addresses)))
+    if not status:
+        return status
+    invoke(
+        "move_pages",
+        lib.gm_move_pages,
+        pid,
+        len(addresses),
+        ffi.from_buffer("uint64_t[]", array("Q", addresses)),
+        nodes,
+        ffi.from_buffer("int[]", status, require_writable=True),
+        what=f"{doing} {len(addresses)} pages of " + (f"pid {pid}" if pid else "this process"),
+    )
+    return status
+
+
+def query_range(address: int, pages: int) -> array[int]:
+    """The node of each of ``pages`` base pages of this process from ``address`` on, or -errno."""
+    nodes = array("h", bytes(2 * pages))
+    if pages:
+        what = f"asking for the nodes of {pages} pages of this process"
+        buffer = ffi.from_buffer("int16_t[]", nodes, require_writable=True)
+        invoke("move_pages", lib.gm_query_range, address, pages, buffer, what=what)
+    return nodes
+
+
+def scan_window(
+    mapping: Mapping,
+    offset: int,
+    length: int,
+    page_size: int = PAGE_SIZE,
+    *,
+    per_page: bool = False,
+    use_cachestat: bool = True,
+) -> WindowScan:
+    """The resident pages of a window (bytes into the mapping) and their nodes.
+
+    The mapping must be readable; what is resident gets mapped, holes stay holes. Residency is
+    cachestat's; where there is none (or not ``use_cachestat``), mincore's. Raises KernelError:
+    EPERM where neither tells this process the truth. A ``page_size`` above the base page's is a
+    hugetlb file: its scan has a mapping of its own.
+    """
+    if page_size != PAGE_SIZE:
+        mapping.at(offset, length)
+        return scan_huge_window(
+            mapping.fd, mapping.offset + offset, length, page_size, per_page=per_page
+        )
+    out = ffi.new("struct gm_scan *")
+    nodes = array("h", bytes(2 * (length // page_size))) if per_page else None
+    invoke(
+        "scan",
+        lib.gm_scan,
+        mapping.fd,
+        mapping.offset + offset,
+        mapping.at(offset, length),
+        length,
+        int(use_cachestat),
+        _buffer_of(nodes),
+        out,
+        what=f"scanning {length} bytes at offset {mapping.offset + offset} of fd {mapping.fd}",
+    )
+    return _scanned(out, "cachestat" if out.by_cachestat else "mincore", nodes)
+
+
+def scan_huge_window(
+    fd: int, offset: int, length: int, page_size: int, *, per_page: bool = False
+) -> WindowScan:
+    """The resident huge pages of a hugetlb file's range and their nodes, in pages of that size.
+
+    Offset and length are multiples of ``page_size``. Huge pages that exist are mapped through
+    userfaultfd's UFFDIO_CONTINUE, which never makes one. Raises KernelError.
+    """
+    if offset % page_size or length % page_size:
+        what = f"{offset}+{length} is no range of pages of {page_size} bytes"
+        raise KernelError("scan of huge pages", errno.EINVAL, what, hint="align the range")
+    out = ffi.new("struct gm_scan *")
+    nodes = array("h", bytes(2 * (length // page_size))) if per_page else None
+    what = f"scanning {length} bytes at offset {offset} of fd {fd}"
+    buffer = _buffer_of(nodes)
+    call = "scan of huge pages"
+    invoke(call, lib.gm_scan_huge, fd, offset, length, page_size, buffer, out, what=what)
+    return _scanned(out, "continue", nodes)
+
+
+def _buffer_of(nodes: array[int] | None) -> CData:
+    if not nodes:
+        return ffi.NULL
+    return ffi.from_buffer("int16_t[]", nodes, require_writable=True)
+
+
+def _scanned(out: ScanCounts, method: str, nodes: array[int] | None) -> WindowScan:
+    return WindowScan(
+        resident_pages=out.resident,
+        by_node=_counts(out.by_node, out.nodes_end),
+        errors=_counts(out.errors, out.errors_end),
+        method=method,
+        nodes=nodes,
+    )
+
+
+def _counts(values: IntArray, end: int) -> dict[int, int]:
+    return {index: pages for index, pages in enumerate(ffi.unpack(values, end)) if pages}

@@ -1,0 +1,52 @@
+"""Processes: pidfds, and what a helper process sets for itself."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+from gmemd.kernel._kernel import lib
+from gmemd.kernel.errors import KernelError, invoke
+
+
+def pidfd_open(pid: int) -> int:
+    """A pidfd of the process, close-on-exec; the caller's. Raises KernelError (ESRCH: gone)."""
+    return invoke("pidfd_open", lib.gm_pidfd_open, pid, what=f"opening a pidfd of pid {pid}")
+
+
+def pidfd_getfd(pidfd: int, target_fd: int) -> int:
+    """A duplicate of another process' fd, close-on-exec; the caller's. Needs ptrace access."""
+    what = f"taking fd {target_fd} of another process"
+    return invoke("pidfd_getfd", lib.gm_pidfd_getfd, pidfd, target_fd, what=what)
+
+
+def set_parent_death_signal(signal: int) -> None:
+    """The calling process gets ``signal`` when the *thread* that started it ends."""
+    what = f"asking for signal {signal} at the parent's death"
+    invoke("prctl", lib.gm_prctl, lib.GM_PR_SET_PDEATHSIG, signal, what=what)
+
+
+def set_oom_score_adj(score: int) -> None:
+    """-1000 to 1000; raising one's own needs no privilege. Raises KernelError."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(f"{score}\n")
+    except OSError as error:
+        what = f"setting oom_score_adj to {score}"
+        raise KernelError("write /proc/self/oom_score_adj", error.errno or 0, what) from error
+
+
+def forbid_core_dumps() -> None:
+    """No core dump of this process: it would write guest memory out and fill its holes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    what = "forbidding core dumps"
+    invoke("prctl", lib.gm_prctl, lib.GM_PR_SET_DUMPABLE, 0, what=what)
+
+
+def set_affinity(cpus: frozenset[int]) -> None:
+    """Pins this thread to the CPUs. Raises KernelError (EINVAL: none of them is allowed)."""
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        what = f"pinning to CPUs {sorted(cpus)}"
+        raise KernelError("sched_setaffinity", error.errno or 0, what) from error
