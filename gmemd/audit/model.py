@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,8 @@ class PolicyRead:
 class RegionAudit:
     """One region's pages. sum(by_node) + unknown_bytes = resident_bytes, always.
 
-    ``policy`` is the inode's, read through a fresh mapping; None where it can't be read.
+    ``policy`` is the inode's at the region's start, read through a fresh mapping; None where it
+    can't be read; ``other_policies`` are those found further in, where they differ from it.
     ``unknown_reason`` says why bytes are unknown; ``errors`` counts what went wrong by reason.
     """
 
@@ -35,6 +39,7 @@ class RegionAudit:
     errors: Mapping[str, int] = field(default_factory=dict)
     pages_seen: int = 0
     exact: bool = True
+    other_policies: tuple[PolicyRead, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Cause(StrEnum):
@@ -19,6 +22,7 @@ class Cause(StrEnum):
     NO_INODE_POLICY = "kernel without inode policies"
     MOVED = "moved by balancing"
     SHARES = "shares off"
+    NO_POLICY = "no policy set"
     UNKNOWN = "unknown"
 
 

@@ -1,0 +1,247 @@
+"""Why a region drifts, and what to do about it.
+
+The kernel takes some policies and then does something else (KVM guest memory is unmovable, nodes
+go offline, cpusets narrow); each such case has a cause of its own here, told apart by what the
+kernel gave back, what the host has and how the region was placed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gmemd.drift.model import Cause
+from gmemd.drift.policy import (
+    BASE_PAGE,
+    INTERLEAVING,
+    PREFERRING,
+    TASK_RULED,
+    describe,
+    online_nodes,
+)
+from gmemd.plan.model import Strategy
+from gmemd.spec.model import Backend, PolicyMode, Source
+from gmemd.spec.nodeset import format_nodeset
+from gmemd.spec.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gmemd.drift.region import RegionDrift
+    from gmemd.host.model import Host
+
+_UNMOVABLE = "guest_memfd pages can't be moved"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A cause, what was seen of it, and a way out."""
+
+    cause: Cause
+    detail: str
+    remedy: str
+
+
+def diagnose(region: RegionDrift, host: Host, source: Source) -> Diagnosis:
+    """Tell why this region drifts; the first explanation that holds wins."""
+    return (
+        _node_offline(region, host)
+        or _movable_only(region, host)
+        or _own_cpuset(region, host)
+        or _policy_changed(region)
+        or _never_ruled(region, host)
+        or _spilled(region, host)
+        or _shares_off(region)
+        or _placed_otherwise(region, source)
+    )
+
+
+def _nodes(nodes: Iterable[int]) -> str:
+    """``node 1``, or ``nodes 0-2``."""
+    numbers = frozenset(nodes)
+    return f"node{'s' if len(numbers) > 1 else ''} {format_nodeset(numbers)}"
+
+
+def _where(region: RegionDrift) -> str:
+    """What lies where it should not: ``3MiB on node 2, 1MiB on node 3``."""
+    return ", ".join(
+        f"{format_size(held)} on node {node}" for node, held in region.misplaced_by_node.items()
+    )
+
+
+def _place_anew(region: RegionDrift) -> str:
+    """How pages that lie wrong get to where they belong: this depends on what they are."""
+    if region.plan.backend is Backend.MEMFD and region.plan.page_size == BASE_PAGE:
+        return "move its pages (migratepages on the VMM's pid), or restart the VM"
+    if region.plan.backend is Backend.MEMFD:
+        return "restart the VM to place its memory anew"
+    return f"{_UNMOVABLE}: restart the VM to place its memory anew"
+
+
+def _room(host: Host, nodes: Iterable[int]) -> str:
+    """What the nodes can still give: ``node 1 has 12MiB left``."""
+    known = [node for number in sorted(nodes) if (node := host.node(number))]
+    return ", ".join(
+        f"node {node.id} has {format_size(node.placeable_available_bytes)} left" for node in known
+    )
+
+
+def _node_offline(region: RegionDrift, host: Host) -> Diagnosis | None:
+    offline = region.plan.host_nodes - online_nodes(host)
+    if not offline:
+        return None
+    return Diagnosis(
+        Cause.NODE_OFFLINE,
+        f"{_nodes(offline)} of the spec's {format_nodeset(region.plan.host_nodes)} "
+        f"{'are' if len(offline) > 1 else 'is'} not online; the kernel leaves offline nodes out "
+        "of a policy without an error",
+        f"bring {_nodes(offline)} online, or take "
+        f"{'them' if len(offline) > 1 else 'it'} out of host_nodes; then restart the VM",
+    )
+
+
+def _movable_only(region: RegionDrift, host: Host) -> Diagnosis | None:
+    plan = region.plan
+    if plan.backend is not Backend.GUEST_MEMFD:
+        return None
+    found = {number: host.node(number) for number in plan.host_nodes}
+    movable = frozenset(number for number, node in found.items() if node and node.movable_only)
+    if not movable or (movable != plan.host_nodes and plan.policy not in INTERLEAVING):
+        return None
+    return Diagnosis(
+        Cause.MOVABLE_ONLY,
+        f"{_nodes(movable)} has only ZONE_MOVABLE memory, and guest_memfd is unmovable: the "
+        f"kernel puts its pages elsewhere ({_where(region) or 'nothing is there'})",
+        f"online {_nodes(movable)} as kernel memory (online_kernel), or use backend: memfd, "
+        "whose pages can live there",
+    )
+
+
+def _own_cpuset(region: RegionDrift, host: Host) -> Diagnosis | None:
+    outside = region.plan.host_nodes - host.cpuset.mems if host.cpuset.mems else frozenset()
+    if not outside:
+        return None
+    return Diagnosis(
+        Cause.CPUSET,
+        f"gmemd's own cpuset ({format_nodeset(host.cpuset.mems)}) leaves out {_nodes(outside)}; "
+        "the kernel narrows a policy to the cpuset without an error",
+        f"give gmemd's unit {_nodes(outside)} (AllowedMemoryNodes=, or a slice without the "
+        "limit), then restart the VM",
+    )
+
+
+def _policy_changed(region: RegionDrift) -> Diagnosis | None:
+    wrong = region.wrong_policy
+    if wrong is None:
+        return None
+    plan = region.plan
+    where = f"; {_where(region)}" if region.misplaced_bytes else ""
+    return Diagnosis(
+        Cause.POLICY_CHANGED,
+        f"the kernel holds {describe(wrong.mode, wrong.nodes)}, the spec asks "
+        f"{describe(plan.policy, plan.host_nodes)}{where}",
+        "find what calls mbind on this memory (a VMM's own host-nodes= or policy= option) and "
+        f"turn it off; {_place_anew(region)}",
+    )
+
+
+def _never_ruled(region: RegionDrift, host: Host) -> Diagnosis | None:
+    """Cover regions on whose later pages nothing that gmemd set has any say."""
+    plan = region.plan
+    if plan.policy in TASK_RULED:
+        return Diagnosis(
+            Cause.NO_POLICY,
+            f"{_where(region)}: policy: {plan.policy} leaves each page to the task that touches "
+            "it first",
+            f"use policy: bind with host_nodes: {format_nodeset(plan.host_nodes)}, or run the "
+            "VM's threads on these nodes' CPUs",
+        )
+    if plan.strategy is Strategy.INODE_POLICY and region.outcome != "not-kept":
+        return None
+    if plan.strategy is Strategy.PROXY_ALLOCATION and plan.prefault and plan.policy in PREFERRING:
+        return None
+    if plan.page_size != BASE_PAGE:
+        why = "hugetlb memory keeps no policy"
+        remedy = f"never punch or balloon it; {_place_anew(region)}"
+    elif not host.supports("inode_policy") or region.outcome == "not-kept":
+        why = "this kernel keeps no policy on guest_memfd"
+        remedy = f"use a kernel of 6.19 or later, or prefault: true; {_place_anew(region)}"
+    else:
+        why = "no policy could be set on it"
+        remedy = f"use prefault: true and never punch or balloon it; {_place_anew(region)}"
+    return Diagnosis(
+        Cause.NO_INODE_POLICY,
+        f"{_where(region) or 'shares are off'}: {why}, so pages that weren't prefaulted, or were "
+        "punched and touched again, go where the touching task's policy says",
+        remedy,
+    )
+
+
+def _spilled(region: RegionDrift, host: Host) -> Diagnosis | None:
+    plan = region.plan
+    if not region.misplaced_bytes or plan.policy not in PREFERRING | INTERLEAVING:
+        return None
+    room = _room(host, plan.host_nodes)
+    strict = (
+        ", or use policy: bind, which refuses rather than spills"
+        if plan.policy in PREFERRING
+        else ""
+    )
+    return Diagnosis(
+        Cause.SPILLED,
+        f"{_where(region)}: {plan.policy} overflows by design when its nodes are full"
+        + (f" ({room})" if room else ""),
+        f"free memory on {_nodes(plan.host_nodes)}; {_place_anew(region)}{strict}",
+    )
+
+
+def _shares_off(region: RegionDrift) -> Diagnosis | None:
+    if region.misplaced_bytes or not region.share_error_ratio:
+        return None
+    plan = region.plan
+    held = {node: region.audit.by_node.get(node, 0) for node in sorted(plan.host_nodes)}
+    shares = ", ".join(f"node {node} {format_size(size)}" for node, size in held.items())
+    against = (
+        "the host's weights" if plan.policy is PolicyMode.WEIGHTED_INTERLEAVE else "equal shares"
+    )
+    return Diagnosis(
+        Cause.SHARES,
+        f"{shares}, off {against} by {region.share_error_ratio:.1%}: the kernel goes round-robin "
+        "per touching task, a full node is passed over, and weights count when a page is made",
+        f"use prefault: true, which gives each region a task of its own; {_place_anew(region)}",
+    )
+
+
+def _placed_otherwise(region: RegionDrift, source: Source) -> Diagnosis:
+    """Explain misplaced pages under a strict policy that the kernel does hold."""
+    plan = region.plan
+    where = _where(region)
+    if region.policy_match is None and plan.strategy is Strategy.INODE_POLICY:
+        return Diagnosis(
+            Cause.UNKNOWN,
+            f"{where}, and the policy that the kernel holds can't be read",
+            _place_anew(region),
+        )
+    if plan.backend is Backend.MEMFD:
+        return Diagnosis(
+            Cause.MOVED,
+            f"{where} although the policy holds: memfd pages are moved by NUMA balancing, "
+            "migratepages and changes of a cpuset's mems",
+            "turn off what moves them (kernel.numa_balancing, numad, the VMM's cpuset) and "
+            f"{_place_anew(region)}",
+        )
+    if source is Source.CREATE:
+        return Diagnosis(
+            Cause.CPUSET,
+            f"{where} although the policy holds: a task whose cpuset leaves out "
+            f"{_nodes(plan.host_nodes)} touched them first, and a task's cpuset wins over the "
+            "memory's policy",
+            f"give the VMM's cpuset {_nodes(plan.host_nodes)}, or use prefault: true; "
+            f"{_place_anew(region)}",
+        )
+    return Diagnosis(
+        Cause.RESIDENT_BEFORE_POLICY,
+        f"{where} although the policy holds: they were resident before it was set",
+        f"have the policy set before the VM's memory is touched (source: register, or create); "
+        f"{_place_anew(region)}",
+    )

@@ -1,0 +1,146 @@
+"""Plan and audit in, drift out: per guest node, with its cause and a remedy. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gmemd.drift.cause import Diagnosis, diagnose
+from gmemd.drift.model import GuestNodeDrift, VmDrift
+from gmemd.drift.region import RegionDrift, region_drift
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from gmemd.audit.model import VmAudit
+    from gmemd.host.model import Host
+    from gmemd.plan.model import VmPlan
+    from gmemd.spec.model import Source
+
+# A share is measured on pages that arrived by round-robin: below this it says nothing.
+LEAST_SHARE_TOLERANCE = 0.01
+
+
+def compute_drift(
+    vm_plan: VmPlan,
+    audit: VmAudit,
+    host: Host,
+    *,
+    achieved: Mapping[tuple[int, int], str] | None = None,
+) -> VmDrift:
+    """Compare a VM's pages and policies with its plan.
+
+    ``achieved`` gives, by (guest node, region index), the outcome word of the region's bind.
+    Regions that the audit doesn't hold are left out; a guest node without any counts as empty.
+    """
+    spec = vm_plan.spec
+    outcomes = achieved or {}
+    plans = {(plan.guest_node, plan.index): plan for plan in vm_plan.regions}
+    regions = [
+        region_drift(plan, found, host, outcomes.get((found.guest_node, found.index), ""))
+        for found in audit.regions
+        if (plan := plans.get((found.guest_node, found.index)))
+    ]
+    return VmDrift(
+        vm=spec.vm,
+        guest_nodes=tuple(
+            _guest_node(
+                node.id,
+                sum(plan.size_bytes for plan in vm_plan.regions if plan.guest_node == node.id),
+                [region for region in regions if region.plan.guest_node == node.id],
+                host=host,
+                source=spec.source,
+                tolerance=spec.drift_tolerance,
+            )
+            for node in spec.guest_nodes
+        ),
+    )
+
+
+def _guest_node(
+    guest_node: int,
+    size_bytes: int,
+    regions: Sequence[RegionDrift],
+    *,
+    host: Host,
+    source: Source,
+    tolerance: float,
+) -> GuestNodeDrift:
+    placed = sum(region.placed_bytes for region in regions)
+    misplaced = sum(region.misplaced_bytes for region in regions)
+    unknown = sum(region.audit.unknown_bytes for region in regions)
+    ratio, lower, upper = _ratios(placed, misplaced, unknown)
+    errors = [r.share_error_ratio for r in regions if r.share_error_ratio is not None]
+    share_error = max(errors, default=None)
+    match = _all_match(region.policy_match for region in regions)
+    drifting = (
+        (ratio is not None and ratio > tolerance)
+        or (share_error is not None and share_error > max(tolerance, LEAST_SHARE_TOLERANCE))
+        or match is False
+    )
+    found = _diagnose_worst(regions, host, source) if drifting else None
+    return GuestNodeDrift(
+        guest_node=guest_node,
+        size_bytes=size_bytes,
+        resident_bytes=sum(region.audit.resident_bytes for region in regions),
+        placed_bytes=placed,
+        misplaced_bytes=misplaced,
+        unknown_bytes=unknown,
+        by_node=_sum_by_node(regions),
+        allowed=frozenset[int]().union(*(region.allowed for region in regions)),
+        drift_ratio=ratio,
+        drift_lower_ratio=lower,
+        drift_upper_ratio=upper,
+        tolerance_ratio=tolerance,
+        share_error_ratio=share_error,
+        policy_match=match,
+        drifting=drifting,
+        cause=found.cause if found else None,
+        detail=found.detail if found else "",
+        remedy=found.remedy if found else "",
+        unknown_reason="; ".join(_unknown_reasons(regions)),
+    )
+
+
+def _ratios(
+    placed: int, misplaced: int, unknown: int
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Drift ratio and the interval that the unknown bytes leave it; None if nothing was seen."""
+    seen = placed + misplaced
+    if not seen:
+        return None, None, None
+    resident = seen + unknown
+    return misplaced / seen, misplaced / resident, (misplaced + unknown) / resident
+
+
+def _all_match(matches: Iterable[bool | None]) -> bool | None:
+    """True if all that can be read match, False if any doesn't, None if none can be read."""
+    known = [match for match in matches if match is not None]
+    return all(known) if known else None
+
+
+def _sum_by_node(regions: Sequence[RegionDrift]) -> dict[int, int]:
+    """Bytes per host node over all regions, ascending by node."""
+    nodes = sorted({node for region in regions for node in region.audit.by_node})
+    return {node: sum(region.audit.by_node.get(node, 0) for region in regions) for node in nodes}
+
+
+def _unknown_reasons(regions: Sequence[RegionDrift]) -> list[str]:
+    """Why bytes are unknown, each reason once, in the regions' order."""
+    reasons = (region.audit.unknown_reason for region in regions if region.audit.unknown_bytes)
+    return list(dict.fromkeys(reason for reason in reasons if reason))
+
+
+def _diagnose_worst(regions: Sequence[RegionDrift], host: Host, source: Source) -> Diagnosis:
+    """Diagnose the region that drifts most: a wrong policy first, then bytes, then shares."""
+    worst = max(
+        regions,
+        key=lambda region: (
+            region.policy_match is False,
+            region.misplaced_bytes,
+            region.share_error_ratio or 0.0,
+        ),
+    )
+    found = diagnose(worst, host, source)
+    if len(regions) == 1:
+        return found
+    return Diagnosis(found.cause, f"region {worst.plan.index}: {found.detail}", found.remedy)
