@@ -7,6 +7,7 @@ narrows one in several cases. Here each of them has its own outcome.
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -154,22 +155,22 @@ def read_policy(fd: int, offset: int) -> MemPolicy | None:
         raise
 
 
-def keeps_inode_policy(fd: int, *, past_end: int) -> bool:
+def keeps_inode_policy(fd: int) -> bool:
     """Whether the kernel keeps policies on this file's inode; False if it can't be mapped.
 
-    Probed on the page at ``past_end`` (bytes; at or past the file's end, where no page can ever
-    be), with two mappings, and reset.
+    Probed with two mappings on the page behind the file's end, where no page is, and reset.
     """
     if is_hugetlb(fd):
         return False
+    behind = -(-os.fstat(fd).st_size // PAGE_SIZE) * PAGE_SIZE
     try:
-        _set(fd, past_end, PAGE_SIZE, _LOCAL, None)
+        _set(fd, behind, PAGE_SIZE, _LOCAL, None)
     except KernelError as error:
         if error.call == "mmap" and error.errno == errno.ENODEV:
             return False
         raise
-    kept = read_policy(fd, past_end) == _LOCAL
-    _set(fd, past_end, PAGE_SIZE, _DEFAULT, None)
+    kept = read_policy(fd, behind) == _LOCAL
+    _set(fd, behind, PAGE_SIZE, _DEFAULT, None)
     return kept
 
 

@@ -3,6 +3,8 @@
 Run as a program it builds the extension in place, for a checkout.
 """
 
+import shutil
+import tempfile
 from pathlib import Path
 
 from cffi import FFI
@@ -20,4 +22,8 @@ ffibuilder.set_source(
 )
 
 if __name__ == "__main__":
-    ffibuilder.compile(tmpdir=str(_HERE.parent.parent), verbose=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        built = Path(ffibuilder.compile(tmpdir=scratch))
+        fresh = _HERE / f".{built.name}"
+        shutil.copy2(built, fresh)
+        fresh.replace(_HERE / built.name)
