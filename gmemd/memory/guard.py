@@ -1,0 +1,78 @@
+"""How much may be allocated next without waking the kernel's OOM killer. All sizes in bytes.
+
+A strict bind to a full node is no ENOMEM but a global OOM kill, so a prefault re-reads what its
+nodes have left before each chunk, and stops at the reserve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gmemd.host import zones
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# A chunk takes at most this part of what is left above the reserve, so that near the reserve
+# others' allocations are seen before they matter; far from it the re-reading costs nothing.
+_HEADROOM_PARTS = 16
+_SMALLEST_CHUNK = 16 << 20
+_LARGEST_CHUNK = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The nodes that a region's pages will come from, and what must be left on each.
+
+    ``shares`` (parts of one, by node) hold for interleaving, where each node must give its own;
+    without them the nodes give together. ``movable``: ZONE_MOVABLE counts (memfd, never
+    guest_memfd). ``root`` is where /proc is found.
+    """
+
+    reserve_bytes: Mapping[int, int]
+    shares: Mapping[int, float] = field(default_factory=dict)
+    movable: bool = False
+    root: str = "/"
+
+    def available(self) -> dict[int, int]:
+        """What each node can give now, its reserve included."""
+        now = zones.placeable(Path(self.root))
+        return {
+            node: now[node].placeable_available_bytes
+            + (now[node].movable_available_bytes if self.movable else 0)
+            for node in self.reserve_bytes
+            if node in now
+        }
+
+    def headroom(self, available: Mapping[int, int]) -> int:
+        """What the nodes can give a region before the first of them reaches its reserve.
+
+        Never negative. Nodes that give together are counted down to their reserves one by one.
+        """
+        left = {
+            node: max(0, available.get(node, 0) - reserve)
+            for node, reserve in self.reserve_bytes.items()
+        }
+        if self.shares:
+            return int(min(left.get(node, 0) / share for node, share in self.shares.items()))
+        return sum(left.values())
+
+    def fullest(self, available: Mapping[int, int]) -> int:
+        """The node with the least left above its reserve, in proportion to its share."""
+        nodes = self.shares or self.reserve_bytes
+        return min(
+            nodes,
+            key=lambda node: (
+                (available.get(node, 0) - self.reserve_bytes[node]) / self.shares.get(node, 1.0),
+                node,
+            ),
+        )
+
+
+def next_chunk(remaining: int, headroom: int, page_size: int) -> int:
+    """How much to allocate next: whole pages, 0 where not one page fits above the reserve."""
+    chunk = min(max(headroom // _HEADROOM_PARTS, _SMALLEST_CHUNK, page_size), _LARGEST_CHUNK)
+    chunk = min(max(chunk, page_size), remaining, headroom)
+    return chunk - chunk % page_size

@@ -1,0 +1,93 @@
+"""What a prefault helper is told for a region: nodes, shares, reserves, policy, CPUs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from gmemd.kernel.mempolicy import MemPolicy
+from gmemd.memory.guard import Guard
+from gmemd.memory.residency import BASE_PAGE
+from gmemd.plan.model import Strategy
+from gmemd.spec.model import Backend, PolicyMode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gmemd.host.model import Host, HostNode
+    from gmemd.plan.admission import Reserve
+    from gmemd.plan.model import RegionPlan
+
+_SPREAD = frozenset({PolicyMode.INTERLEAVE, PolicyMode.WEIGHTED_INTERLEAVE})
+_PREFERENCE = frozenset({PolicyMode.PREFERRED, PolicyMode.PREFERRED_MANY})
+_UNTOLD = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
+
+
+def task_policy(plan: RegionPlan, strategy: Strategy) -> MemPolicy:
+    """The policy that the helper itself runs under.
+
+    Where the inode has a policy, the default. Under ``default`` and ``local`` the pages are
+    brought about on the named nodes by a strict policy of the helper's: no CPU of theirs is needed.
+    """
+    if not plan.host_nodes:
+        return MemPolicy("default")
+    if plan.policy in _UNTOLD:
+        return MemPolicy("bind", plan.host_nodes)
+    if strategy is Strategy.INODE_POLICY:
+        return MemPolicy("default")
+    return MemPolicy(plan.policy.value, plan.host_nodes)
+
+
+def guard_of(plan: RegionPlan, host: Host, reserve: Reserve, *, root: str = "/") -> Guard | None:
+    """What watches over the region's prefault; None for hugetlb, whose pools can't be overdrawn."""
+    if plan.page_size != BASE_PAGE:
+        return None
+    movable = plan.backend is not Backend.GUEST_MEMFD
+    nodes = {node.id: node for node in host.nodes if node.has_memory}
+    if plan.host_nodes and plan.policy not in _PREFERENCE:
+        nodes = {number: nodes[number] for number in plan.host_nodes if number in nodes}
+    return Guard(
+        reserve_bytes={
+            number: _reserve_bytes(node, reserve, movable=movable) for number, node in nodes.items()
+        },
+        shares=_shares(plan, nodes) if plan.policy in _SPREAD else {},
+        movable=movable,
+        root=root,
+    )
+
+
+def _reserve_bytes(node: HostNode, reserve: Reserve, *, movable: bool) -> int:
+    size = node.placeable_bytes + (node.movable_bytes if movable else 0)
+    return max(int(size * reserve.ratio), reserve.minimum_bytes)
+
+
+def _shares(plan: RegionPlan, nodes: Mapping[int, HostNode]) -> dict[int, float]:
+    """Each node's part of an interleave; they add up to one."""
+    weighted = plan.policy is PolicyMode.WEIGHTED_INTERLEAVE
+    weights = {number: node.interleave_weight if weighted else 1 for number, node in nodes.items()}
+    total = sum(weights.values())
+    return {number: weight / total for number, weight in weights.items()}
+
+
+def cpus_beside(nodes: frozenset[int], host: Host) -> frozenset[int]:
+    """The CPUs of these nodes, or of the nearest node that has any. All nodes: where none named."""
+    targets = [node for node in host.nodes if node.id in nodes] or list(host.nodes)
+    own = frozenset[int]().union(*(node.cpus for node in targets))
+    if own:
+        return own
+    with_cpus = [node for node in host.nodes if node.cpus]
+    if not with_cpus:
+        return any_cpus(host)
+    nearest = min(
+        with_cpus,
+        key=lambda node: (
+            min(target.distances.get(node.id, 255) for target in targets),
+            node.id,
+        ),
+    )
+    return nearest.cpus
+
+
+def any_cpus(host: Host) -> frozenset[int]:
+    """The CPUs that gmemd may run on at all."""
+    return host.cpuset.cpus or frozenset(os.sched_getaffinity(0))

@@ -1,0 +1,152 @@
+"""The prefault helper: a process that allocates one region, chunk by chunk, and reports.
+
+It is what the kernel's OOM killer takes first, runs beside the memory it makes, and decides by its
+own task policy where that goes when the memory has none.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from typing import Any
+
+from gmemd.errors import GmemdError
+from gmemd.kernel import fallocate, mempolicy, process
+from gmemd.kernel.errors import KernelError
+from gmemd.memory import child, residency
+from gmemd.memory.guard import Guard, next_chunk
+
+# Freed pages reach the counters with a delay (per-CPU lists are folded once a second), so a node
+# is full only when it was so for longer than that.
+_SECOND_LOOKS = 5
+_SECOND_LOOK_SECONDS = 0.3
+_OOM_SCORE_ADJ = 1000
+_STEP_BYTES = 64 << 20
+
+
+def main(channel_fd: int, parent_pid: int) -> None:
+    """Take one request with the region's descriptor, serve it, exit."""
+    child.tie_to_parent(parent_pid)
+    with socket.socket(fileno=channel_fd) as channel:
+        request, (fd,) = child.receive(channel)
+        try:
+            _settle(channel, request)
+            _prefault(channel, fd, request)
+        except GmemdError as error:
+            child.send(channel, {"error": child.error_to_message(error)})
+
+
+def _settle(channel: socket.socket, request: dict[str, Any]) -> None:
+    """Become what the region needs: victim, payer, place, policy."""
+    process.set_oom_score_adj(_OOM_SCORE_ADJ)
+    if request["cgroup"]:
+        _join_cgroup(request["cgroup"])
+    _pin(channel, request["cpus"], request["any_cpus"])
+    task = request["task_policy"]
+    mempolicy.set_task_policy(mempolicy.MemPolicy(task["mode"], frozenset(task["nodes"])))
+
+
+def _join_cgroup(directory: str) -> None:
+    try:
+        with open(os.path.join(directory, "cgroup.procs"), "w") as procs:  # noqa: PTH118, PTH123
+            procs.write("0")
+    except OSError as error:
+        raise KernelError(
+            "write",
+            error.errno or 0,
+            f"joining cgroup {directory}",
+            hint="gmemd may only move its helpers into cgroups that are delegated to its user; "
+            "where gmemd isn't root, the cgroup that both share counts too",
+        ) from error
+
+
+def _pin(channel: socket.socket, cpus: list[int], any_cpus: list[int]) -> None:
+    try:
+        process.set_affinity(frozenset(cpus))
+    except KernelError:
+        child.send(channel, {"note": "the CPUs beside the memory aren't allowed (AllowedCPUs=)"})
+        process.set_affinity(frozenset(any_cpus))
+
+
+def _prefault(channel: socket.socket, fd: int, request: dict[str, Any]) -> None:
+    """Allocate the range; each message tells how far it is."""
+    offset, length, page_size = request["offset"], request["length"], request["page_size"]
+    guard = _guard(request) if request["reserve"] is not None else None
+    done = 0
+    while done < length:
+        done += _already_there(fd, offset + done, length - done, page_size)
+        chunk = _chunk(guard, length - done, page_size)
+        if not chunk:
+            break
+        try:
+            _allocate(fd, offset + done, chunk)
+        except KernelError as error:
+            if error.errno != errno.ENOSPC or page_size == residency.BASE_PAGE:
+                raise
+            child.send(channel, {"outcome": "pool-empty"})
+            return
+        done += chunk
+        child.send(channel, {"allocated": done})
+    if guard is None or done == length:
+        child.send(channel, {"outcome": "complete"})
+    else:
+        child.send(channel, _stopped(guard, length - done))
+
+
+def _already_there(fd: int, offset: int, remaining: int, page_size: int) -> int:
+    """How much is allocated from here on without a gap: what needs no room any more."""
+    there = 0
+    while page_size == residency.BASE_PAGE and there < remaining:
+        step = min(remaining - there, _STEP_BYTES)
+        if residency.allocated_bytes(fd, offset + there, step, page_size) < step:
+            break
+        there += step
+    return there
+
+
+def _chunk(guard: Guard | None, remaining: int, page_size: int) -> int:
+    """How much to allocate next; 0 where nothing is left to do, or no room above the reserve."""
+    if guard is None:
+        return min(remaining, max(page_size, _STEP_BYTES))
+    for look in range(1 + _SECOND_LOOKS):
+        if look:
+            time.sleep(_SECOND_LOOK_SECONDS)
+        chunk = next_chunk(remaining, guard.headroom(guard.available()), page_size)
+        if chunk or not remaining:
+            return chunk
+    return 0
+
+
+def _guard(request: dict[str, Any]) -> Guard:
+    return Guard(
+        reserve_bytes={int(node): size for node, size in request["reserve"].items()},
+        shares={int(node): share for node, share in request["shares"].items()},
+        movable=request["movable"],
+        root=request["root"],
+    )
+
+
+def _stopped(guard: Guard, needed: int) -> dict[str, Any]:
+    available = guard.available()
+    node = guard.fullest(available)
+    return {
+        "outcome": "stopped-at-reserve",
+        "node": node,
+        "available": available.get(node, 0),
+        "reserve": guard.reserve_bytes[node],
+        "needed": needed,
+    }
+
+
+def _allocate(fd: int, offset: int, length: int) -> None:
+    """Allocate a chunk. A signal's interruption keeps what was made, so starting over resumes."""
+    while True:
+        try:
+            fallocate.allocate(fd, offset, length)
+        except KernelError as error:
+            if error.errno != errno.EINTR:
+                raise
+        else:
+            return
