@@ -11,25 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-_ONE_DECIMAL_BELOW = 10
+_LEAST_SHOWN = 0.1
+_ONE_DECIMAL_WITHIN = 10
 
 
 def percent(ratio: float | None) -> str:
     """A ratio as percent: never 0% for something nor 100% for less than all; ``?`` for None."""
     if ratio is None:
         return "?"
-    if ratio <= 0:
-        return "0%"
-    if ratio >= 1:
-        return "100%"
-    points = ratio * 100
-    if points < 0.1:  # noqa: PLR2004  what one decimal can show
-        return "<0.1%"
-    if points > 99.9:  # noqa: PLR2004  as above
-        return ">99.9%"
-    if points < _ONE_DECIMAL_BELOW or points > 100 - _ONE_DECIMAL_BELOW:
-        return f"{points:.1f}".removesuffix(".0") + "%"
-    return f"{points:.0f}%"
+    points = max(0.0, min(100.0, ratio * 100))
+    if 0 < points < _LEAST_SHOWN:
+        return f"<{_LEAST_SHOWN}%"
+    if 100 - _LEAST_SHOWN < points < 100:  # noqa: PLR2004  percent
+        return f">{100 - _LEAST_SHOWN}%"
+    near_an_end = min(points, 100 - points) < _ONE_DECIMAL_WITHIN
+    return f"{points:.{1 if near_an_end else 0}f}".removesuffix(".0") + "%"
 
 
 def span(seconds: float) -> str:
