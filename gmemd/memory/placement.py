@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 from gmemd.kernel.mempolicy import MemPolicy
 from gmemd.memory.guard import Guard
-from gmemd.memory.residency import BASE_PAGE
 from gmemd.plan.model import Strategy
-from gmemd.spec.model import Backend, PolicyMode
+from gmemd.spec.model import SMALL_PAGE, Backend, PolicyMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gmemd.host.model import Host, HostNode
-    from gmemd.plan.admission import Reserve
-    from gmemd.plan.model import RegionPlan
+    from gmemd.plan.model import RegionPlan, Reserve
 
 _SPREAD = frozenset({PolicyMode.INTERLEAVE, PolicyMode.WEIGHTED_INTERLEAVE})
 _PREFERENCE = frozenset({PolicyMode.PREFERRED, PolicyMode.PREFERRED_MANY})
@@ -40,25 +38,22 @@ def task_policy(plan: RegionPlan, strategy: Strategy) -> MemPolicy:
 
 def guard_of(plan: RegionPlan, host: Host, reserve: Reserve, *, root: str = "/") -> Guard | None:
     """What watches over the region's prefault; None for hugetlb, whose pools can't be overdrawn."""
-    if plan.page_size != BASE_PAGE:
+    if plan.page_size != SMALL_PAGE:
         return None
     movable = plan.backend is not Backend.GUEST_MEMFD
-    nodes = {node.id: node for node in host.nodes if node.has_memory}
+    allowed = host.cpuset.mems or frozenset(node.id for node in host.nodes)
+    nodes = {node.id: node for node in host.nodes if node.has_memory and node.id in allowed}
     if plan.host_nodes and plan.policy not in _PREFERENCE:
         nodes = {number: nodes[number] for number in plan.host_nodes if number in nodes}
     return Guard(
         reserve_bytes={
-            number: _reserve_bytes(node, reserve, movable=movable) for number, node in nodes.items()
+            number: reserve.bytes_of(node.placeable_bytes + node.movable_bytes)
+            for number, node in nodes.items()
         },
         shares=_shares(plan, nodes) if plan.policy in _SPREAD else {},
         movable=movable,
         root=root,
     )
-
-
-def _reserve_bytes(node: HostNode, reserve: Reserve, *, movable: bool) -> int:
-    size = node.placeable_bytes + (node.movable_bytes if movable else 0)
-    return max(int(size * reserve.ratio), reserve.minimum_bytes)
 
 
 def _shares(plan: RegionPlan, nodes: Mapping[int, HostNode]) -> dict[int, float]:

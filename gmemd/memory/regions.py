@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gmemd.host.model import Host
-    from gmemd.plan.admission import Reserve
-    from gmemd.plan.model import RegionPlan, VmPlan
+    from gmemd.plan.model import RegionPlan, Reserve, VmPlan
 
 _SHARED = GUEST_MEMFD_MMAP | GUEST_MEMFD_INIT_SHARED
 _PEER = "peer"
+_NOT_KEPT = frozenset({BindOutcome.NOT_KEPT, BindOutcome.HUGETLB, BindOutcome.UNMAPPABLE})
+_NO_NODE_LEFT = frozenset(
+    {BindOutcome.NARROWED_OFFLINE, BindOutcome.NARROWED_CPUSET, BindOutcome.MOVABLE_ONLY}
+)
 
 
 @dataclass(slots=True)
@@ -174,15 +177,14 @@ def _bind(region: Region, host: Host) -> None:
         0,
         plan.size_bytes,
         MemPolicy(plan.policy.value, nodes),
+        with_memory=frozenset(node.id for node in host.nodes if node.has_memory),
         movable_only=frozenset(node.id for node in host.nodes if node.movable_only),
     )
-    strict = plan.policy is PolicyMode.BIND
-    if strict and region.bind.outcome is BindOutcome.MOVABLE_ONLY:
-        node = min(plan.host_nodes)
+    if region.bind.outcome in _NO_NODE_LEFT and not region.bind.effective_nodes:
         raise ProvisionError(
             f"{plan.vm}: guest node {plan.guest_node}: {region.bind.detail}",
             reason="policy",
-            host_node=node if node in {n.id for n in host.nodes} else None,
+            host_node=min(plan.host_nodes, default=None),
             needed_bytes=plan.size_bytes,
             hint=region.bind.remedy or None,
         )
@@ -191,12 +193,7 @@ def _bind(region: Region, host: Host) -> None:
 def _settle_strategy(region: Region, payer: str) -> None:
     """Say what places the pages where the kernel didn't keep the policy: the helper, or nothing."""
     plan = region.plan
-    kept = region.bind is None or region.bind.outcome not in {
-        BindOutcome.NOT_KEPT,
-        BindOutcome.HUGETLB,
-        BindOutcome.UNMAPPABLE,
-    }
-    if not kept and region.bind is not None:
+    if region.bind is not None and region.bind.outcome in _NOT_KEPT:
         region.strategy = Strategy.PROXY_ALLOCATION
         region.reason = region.bind.detail
     if payer == _PEER and plan.prefault:
