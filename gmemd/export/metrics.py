@@ -17,7 +17,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from gmemd.export.snapshot import VmState
+from gmemd.export.instruments import Counters
+from gmemd.export.snapshot import Snapshot, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from gmemd.drift.model import GuestNodeDrift
-    from gmemd.export.instruments import Counters
-    from gmemd.export.snapshot import Snapshot, VmStatus
+    from gmemd.export.snapshot import VmStatus
 
 
 class GmemdCollector(Collector):
@@ -37,17 +37,12 @@ class GmemdCollector(Collector):
         self._counters = counters
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not ask for a snapshot before there is one."""
-        return iter(())
+        """All families without samples: registering asks for no snapshot, there may be none yet."""
+        return _families(Snapshot(version="", taken_timestamp=0.0), Counters())
 
     def collect(self) -> Iterator[Metric]:
         """All families of one snapshot."""
-        snapshot = self._get_snapshot()
-        yield from _daemon_families(snapshot)
-        yield from _host_families(snapshot)
-        yield from _vm_families(snapshot)
-        yield from _guest_node_families(snapshot)
-        yield from _counter_families(snapshot, self._counters)
+        return _families(self._get_snapshot(), self._counters)
 
 
 def make_registry(get_snapshot: Callable[[], Snapshot], counters: Counters) -> CollectorRegistry:
@@ -58,6 +53,14 @@ def make_registry(get_snapshot: Callable[[], Snapshot], counters: Counters) -> C
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     return registry
+
+
+def _families(snapshot: Snapshot, counters: Counters) -> Iterator[Metric]:
+    yield from _daemon_families(snapshot)
+    yield from _host_families(snapshot)
+    yield from _vm_families(snapshot)
+    yield from _guest_node_families(snapshot)
+    yield from _counter_families(snapshot, counters)
 
 
 def _daemon_families(snapshot: Snapshot) -> Iterator[Metric]:
