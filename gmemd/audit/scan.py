@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from threading import Event
 
 WINDOW_BYTES = 32 << 20
-"""Scanning costs the same per page from 2 MiB to 64 MiB; at this size a window lasts about 10 ms,
-which bounds how long a stop takes, and its page tables are 64 KiB."""
+"""Measured on 512 MiB: 1.47 us a page with windows of 2 MiB, 1.42 of 8 MiB, 1.38 of 32 MiB and
+more. One of 32 MiB takes about 11 ms, which is how long a stop waits, and 64 KiB of page tables."""
 
 RESIDENCY_CHANGED = "residency_changed"
 PUNCHED_MEANWHILE = "punched_meanwhile"
