@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from gmemd.spec.problems import FieldError, FieldErrors, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HIGHEST_NODE = 1023
 """Linux has at most 1024 NUMA nodes (MAX_NUMNODES with CONFIG_NODES_SHIFT=10)."""
@@ -18,7 +21,7 @@ _PIECE = re.compile(r"(\^?)\s*([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 
 
 def parse_nodeset(text: str) -> frozenset[int]:
-    """Host node numbers of a nodeset such as ``0``, ``0-3`` or ``0-3,^1``.
+    """Read host node numbers from a nodeset such as ``0``, ``0-3`` or ``0-3,^1``.
 
     Raises FieldError. Exclusions (``^``) take away from all that is included, in any order.
     """
@@ -26,22 +29,22 @@ def parse_nodeset(text: str) -> frozenset[int]:
 
 
 def parse_nodeset_list(items: Iterable[str]) -> frozenset[int]:
-    """Host node numbers of a list whose items are nodesets; raises FieldErrors for all at once."""
+    """Read host node numbers from a list of nodesets; raises FieldErrors for all at once."""
     return parse_number_list(items, noun="host node", highest=HIGHEST_NODE)
 
 
 def parse_vcpus(text: str) -> tuple[int, ...]:
-    """vCPU numbers, ascending, of a list such as ``0-7,16-23``. Raises FieldError."""
+    """Read vCPU numbers, ascending, from a list such as ``0-7,16-23``. Raises FieldError."""
     return tuple(sorted(parse_number_set(text, noun="vCPU", highest=HIGHEST_VCPU)))
 
 
 def parse_vcpu_list(items: Iterable[str]) -> tuple[int, ...]:
-    """vCPU numbers, ascending, of a list of such texts; raises FieldErrors for all at once."""
+    """Read vCPU numbers, ascending, from a list; raises FieldErrors for all at once."""
     return tuple(sorted(parse_number_list(items, noun="vCPU", highest=HIGHEST_VCPU)))
 
 
 def format_nodeset(nodes: Iterable[int]) -> str:
-    """The shortest text that `parse_nodeset` reads back: ``0-3,5``; empty for no nodes."""
+    """Return the shortest text that `parse_nodeset` reads back: ``0-3,5``; empty for no nodes."""
     ordered = sorted(set(nodes))
     if not ordered:
         return ""
@@ -54,7 +57,7 @@ def format_nodeset(nodes: Iterable[int]) -> str:
 
 
 def parse_number_set(text: str, *, noun: str, highest: int) -> frozenset[int]:
-    """Numbers of a text such as ``0-3,^1``, each at most ``highest``. Raises FieldError."""
+    """Read numbers from a text such as ``0-3,^1``, each at most ``highest``. Raises FieldError."""
     if not text.strip():
         raise FieldError(f"must name at least one {noun}, like 0, 0-3 or 0-3,^1")
     included: set[int] = set()
@@ -73,14 +76,13 @@ def parse_number_set(text: str, *, noun: str, highest: int) -> frozenset[int]:
 
 
 def parse_number_list(items: Iterable[str], *, noun: str, highest: int) -> frozenset[int]:
-    """The union of the items' numbers; raises FieldErrors that tell each bad item's index."""
+    """Unite the items' numbers; raises FieldErrors that tell each bad item's index."""
     numbers: set[int] = set()
     errors: list[FieldError] = []
     for index, item in enumerate(items):
         try:
-            if not isinstance(item, str):
-                raise FieldError(f"must be a {noun} or a range of them")
-            numbers |= parse_number_set(item, noun=noun, highest=highest)
+            text = item if isinstance(item, str) else "[]"
+            numbers |= parse_number_set(text, noun=noun, highest=highest)
         except FieldError as error:
             errors.append(FieldError(error.message, hint=error.hint, within=(index,)))
     if errors:

@@ -9,7 +9,7 @@ from gmemd.errors import Exit, GmemdError
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
-_LONGEST_VALUE = 60
+LONGEST_VALUE = 60
 
 
 class FieldError(ValueError):
@@ -25,7 +25,7 @@ class FieldError(ValueError):
         self.within = within
 
 
-class FieldErrors(ValueError):
+class FieldErrors(ValueError):  # noqa: N818 (several of them)
     """Several faults of one value."""
 
     def __init__(self, errors: list[FieldError]) -> None:
@@ -89,7 +89,7 @@ class SpecError(GmemdError):
 
 
 def spell_path(path: KeyPath) -> str:
-    """The key path as people write it: ``guest_nodes[1].regions[0].size``."""
+    """Spell a key path as people write it: ``guest_nodes[1].regions[0].size``."""
     spelled = ""
     for step in path:
         if isinstance(step, int):
@@ -99,10 +99,10 @@ def spell_path(path: KeyPath) -> str:
     return spelled
 
 
-def printable(text: str) -> str:
-    """The text with everything that isn't printable escaped, and its middle left out if long."""
-    if len(text) > _LONGEST_VALUE:
-        half = _LONGEST_VALUE // 2
+def printable(text: str, *, longest: int | None = LONGEST_VALUE) -> str:
+    """Escape what isn't printable, so that no file writes to a terminal; cut a long middle out."""
+    if longest is not None and len(text) > longest:
+        half = longest // 2
         text = f"{text[:half]}…{text[-half:]}"
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")

@@ -17,7 +17,7 @@ _SUFFIXES = ("PiB", "TiB", "GiB", "MiB", "KiB")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size with an IEC unit: ``16GiB``, ``16Gi``, ``1.5GiB``.
+    """Read the bytes of a size with an IEC unit: ``16GiB``, ``16Gi``, ``1.5GiB``.
 
     Raises FieldError; a bare number and SI units are refused, since they are read both ways.
     """
@@ -42,7 +42,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """A size for people: exact where two decimals are enough (``1.5GiB``), else to one decimal."""
+    """Spell a size for people: exact if two decimals are enough (``1.5GiB``), else to one."""
     if size_bytes < 0:
         return f"-{format_size(-size_bytes)}"
     fitting = (suffix for suffix in _SUFFIXES if round(size_bytes / _scale(suffix), 1) >= 1)
@@ -55,7 +55,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def exact_size(size_bytes: int) -> str:
-    """The shortest text that `parse_size` reads back; ``N bytes`` if it isn't a KiB multiple."""
+    """Spell a size so that `parse_size` reads it back; ``N bytes`` if it isn't a KiB multiple."""
     for suffix in _SUFFIXES:
         if size_bytes and size_bytes % _scale(suffix) == 0:
             return f"{size_bytes // _scale(suffix)}{suffix}"
@@ -67,7 +67,7 @@ def _scale(suffix: str) -> int:
 
 
 def _readings(number: Decimal, digits: str, unit: str) -> str | None:
-    """What a size without an IEC unit may have meant."""
+    """Say what a size without an IEC unit may have meant."""
     if not unit:
         return _choice(f"{digits} may mean bytes or MiB", number, number * _IEC["Mi"])
     prefix = unit[0].upper()
@@ -85,6 +85,6 @@ def _readings(number: Decimal, digits: str, unit: str) -> str | None:
 
 
 def _choice(readings: str, *sizes: Decimal) -> str:
-    """The readings, and how those that are a multiple of 1 KiB are written."""
+    """Say the readings, and how those that are a multiple of 1 KiB are written."""
     writable = [exact_size(int(size)) for size in sizes if size and size % _IEC["Ki"] == 0]
     return f"{readings}: write {' or '.join(writable)}" if writable else readings
