@@ -70,13 +70,15 @@ _HINTS: dict[tuple[str, int], str] = {
         errnos.EINVAL,
     ): "this kernel's userfaultfd lacks minor faults of hugetlb",
     ("fallocate", errnos.ENOSPC): "the pool of huge pages is used up",
-    ("fallocate", errnos.EINTR): "a signal interrupted it: what it had allocated stays",
+    ("fallocate", errnos.EINTR): "a signal interrupted it: what was allocated stays",
     ("pidfd_getfd", errnos.EPERM): "needs ptrace access to the process: CAP_SYS_PTRACE",
     ("pidfd_open", errnos.ESRCH): "the process is gone",
     ("pidfd_getfd", errnos.ESRCH): "the process is gone",
     ("move_pages", errnos.EPERM): "needs ptrace access to the process: CAP_SYS_PTRACE",
     ("move_pages", errnos.ESRCH): "the process is gone",
 }
+
+_NAMES: dict[int, str] = {**errnos.errorcode, 95: "EOPNOTSUPP", 133: "EHWPOISON"}
 
 _FILTERED = frozenset(
     {
@@ -102,13 +104,18 @@ def hint_for(call: str, errno: int) -> str | None:
     return found
 
 
+def errno_name(errno: int) -> str:
+    """The kernel's name of an errno: ``EHWPOISON`` for 133."""
+    return _NAMES.get(errno, str(errno))
+
+
 class KernelError(GmemdError):
     """A system call or ioctl failed: which, with what errno, while doing what."""
 
     def __init__(self, call: str, errno: int, what: str, *, hint: str | None = None) -> None:
         self.call = call
         self.errno = errno
-        self.errno_name = errnos.errorcode.get(errno, str(errno))
+        self.errno_name = errno_name(errno)
         self.what = what
         super().__init__(
             f"{call}: {self.errno_name} ({os.strerror(errno)}): {what}",

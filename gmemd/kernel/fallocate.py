@@ -9,7 +9,8 @@ from gmemd.kernel.errors import invoke
 def allocate(fd: int, offset: int, length: int) -> None:
     """Allocates the range's holes (bytes, page multiples); its size stays as it is.
 
-    Raises KernelError. EINTR: a signal came, and what was allocated so far stays.
+    Raises KernelError. EINTR: a signal came; a guest_memfd keeps what was allocated so far
+    (kvm_gmem_allocate). A memfd goes on unless the signal is fatal (shmem_fallocate).
     """
     _fallocate(fd, lib.GM_FALLOC_KEEP_SIZE, "allocating", offset, length)
 

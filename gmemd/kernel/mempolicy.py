@@ -64,6 +64,8 @@ class MemPolicy:
 def _mode_number(mode: str) -> int:
     if mode.startswith(_UNNAMED) and mode.removeprefix(_UNNAMED).isdecimal():
         return int(mode.removeprefix(_UNNAMED))
+    if mode not in _MODES:
+        raise ValueError(f"{mode!r} is no mode: {', '.join(_MODES)}")
     return _MODES.index(mode)
 
 

@@ -1,0 +1,75 @@
+"""Files to try the kernel with: a guest_memfd where there is KVM, and a memfd everywhere."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gmemd.kernel.errors import KernelError
+from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED, GUEST_MEMFD_MMAP, Kvm, KvmVm
+from gmemd.kernel.memfd import create_memfd
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+HUGE = 2 * MIB
+
+
+@pytest.fixture
+def vm() -> Iterator[KvmVm]:
+    try:
+        kvm = Kvm()
+    except KernelError as error:
+        pytest.skip(f"no KVM here: {error}")
+    with kvm, kvm.create_vm() as made:
+        yield made
+
+
+@pytest.fixture
+def guest_memfd(vm: KvmVm) -> Iterator[int]:
+    flags = GUEST_MEMFD_MMAP | GUEST_MEMFD_INIT_SHARED
+    if vm.guest_memfd_flags() & flags != flags:
+        pytest.skip("this kernel's guest_memfd can't be mapped")
+    fd = vm.create_guest_memfd(SIZE, flags)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    fd = create_memfd("test", SIZE)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture(params=["guest_memfd", "memfd"])
+def fd(request: pytest.FixtureRequest) -> int:
+    return int(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def huge_fd() -> Iterator[int]:
+    """A hugetlb memfd of eight pages of 2 MiB, from a pool that is made and given back."""
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    before = int(pool.read_text()) if pool.exists() else 0
+    try:
+        pool.write_text(f"{before + 8}\n")
+    except OSError as error:
+        pytest.skip(f"no pool of huge pages can be made: {error}")
+    if int(pool.read_text()) < before + 8:
+        pool.write_text(f"{before}\n")
+        pytest.skip("too little memory in one piece for eight huge pages")
+    fd = create_memfd("huge", 8 * HUGE, page_size=HUGE)
+    yield fd
+    os.close(fd)
+    pool.write_text(f"{before}\n")
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[None]:
+    """The test runs without privileges and owns nothing."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become nobody")
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
