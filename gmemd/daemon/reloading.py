@@ -1,0 +1,72 @@
+"""What a reload changed, for people and for the API. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gmemd.daemon.desired import compare
+from gmemd.daemon.interface import Problem, ReloadResult
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from gmemd.daemon.desired import Desired
+    from gmemd.spec import problems
+    from gmemd.spec.config import DaemonConfig
+
+
+def report(
+    before: Desired, after: Desired, holding: Collection[str], notes: list[str]
+) -> ReloadResult:
+    """Tell what is different; ``holding`` are the VMs that have memory now."""
+    both = before.specs.keys() & after.specs.keys()
+    changes = {name: compare(before.specs[name], after.specs[name]) for name in sorted(both)}
+    pending = [name for name, change in changes.items() if change.shape and name in holding]
+    changed = [name for name, change in changes.items() if change and name not in pending]
+    return {
+        "successful": not after.problems,
+        "added": sorted(after.specs.keys() - before.specs.keys()),
+        "changed": changed,
+        "pending": pending,
+        "removed": sorted(before.names - after.names),
+        "unchanged": len(both) - len(changed) - len(pending),
+        "problems": [_problem(problem) for problem in after.problems],
+        "notes": notes
+        + [f"{unread} isn't read: {first} is VM {first.stem}" for unread, first in after.shadowed],
+    }
+
+
+def summary(result: ReloadResult) -> str:
+    """One line for the log."""
+    words = [
+        f"{len(result['added'])} added",
+        f"{len(result['changed'])} changed",
+        f"{len(result['removed'])} removed",
+        f"{result['unchanged']} unchanged",
+    ]
+    if result["pending"]:
+        words.append(f"{len(result['pending'])} pending")
+    if result["problems"]:
+        words.append(f"{len({problem.file for problem in result['problems']})} files broken")
+    return ", ".join(words)
+
+
+def config_notes(old: DaemonConfig, new: DaemonConfig) -> list[str]:
+    """What of a changed configuration takes effect with the next start only."""
+    changed = {
+        "socket": old.socket != new.socket,
+        "metrics: listen": old.metrics.listen != new.metrics.listen,
+    }
+    return [f"{key} changed: restart gmemd for it" for key, differs in changed.items() if differs]
+
+
+def _problem(problem: problems.Problem) -> Problem:
+    return Problem(
+        file=problem.file,
+        line=problem.line,
+        column=problem.column,
+        key=problem.key,
+        value=problem.value,
+        message=problem.message,
+        hint=problem.hint,
+    )

@@ -1,0 +1,228 @@
+"""The daemon as a whole: configuration, signals, API, metrics, systemd, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from gmemd.daemon.api import protocol_factory
+from gmemd.daemon.desired import ReloadError, read_desired
+from gmemd.daemon.interface import AuditFailed, NotAuditable, ReloadFailed
+from gmemd.daemon.listener import Listener
+from gmemd.daemon.notify import Notifier, missing_extra, watchdog_seconds
+from gmemd.daemon.reconcile import LONGEST_PASS_SECONDS, Reconciler
+from gmemd.daemon.reloading import config_notes, report, summary
+from gmemd.daemon.transport import Server
+from gmemd.daemon.work import Workers
+from gmemd.export.http import MetricsServer
+from gmemd.export.instruments import Counters
+from gmemd.plan.admission import Reserve
+from gmemd.spec.config import DaemonConfig, load_config
+from gmemd.spec.problems import SpecError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gmemd.daemon.interface import ReloadResult
+    from gmemd.export.snapshot import Snapshot, VmStatus
+
+log = logging.getLogger(__name__)
+
+STOP_EXTENSION_SECONDS = 30.0
+
+
+def run(config_path: Path | None) -> int:
+    """Run the daemon until it is told to stop. Raises GmemdError where it can't start."""
+    config = load_config(config_path)
+    limit_process()
+    if note := missing_extra():
+        log.warning("%s", note)
+    with Listener(config.socket) as listener:
+        asyncio.run(Daemon(config_path, config).serve(listener))
+    return 0
+
+
+def limit_process() -> None:
+    """Write no core dumps, as they would hold guests' memory; open as many files as allowed."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class Daemon:
+    """What the API stands on, and what signals reach."""
+
+    def __init__(self, config_path: Path | None, config: DaemonConfig) -> None:
+        self._config_path = config_path
+        self._config = config
+        self._notifier = Notifier()
+        self._counters = Counters()
+        self._reloading = asyncio.Lock()
+        self._stop = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        watchdog = watchdog_seconds()
+        self._workers = Workers()
+        self._reconciler = Reconciler(
+            self._workers,
+            self._counters,
+            reserve=_reserve(config),
+            audit_interval_seconds=config.audit.interval_seconds,
+            after_pass=self._after_pass,
+            longest_pause_seconds=watchdog / 2 if watchdog else LONGEST_PASS_SECONDS,
+        )
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The latest published snapshot."""
+        return self._reconciler.snapshot
+
+    async def serve(self, listener: Listener) -> None:
+        """Serve until a signal says stop, then give everything back."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
+        with MetricsServer(
+            self._config.metrics.listen, lambda: self.snapshot, self._counters
+        ) as metrics:
+            server = Server(listener.socket.dup(), protocol_factory(self))
+            try:
+                await self._start(server, metrics)
+                await self._until_stopped()
+            finally:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.remove_signal_handler(number)
+                server.close()
+                await self._end(server)
+
+    async def reload(self) -> ReloadResult:
+        """Read config and specs again; raises ReloadFailed with everything as it was."""
+        async with self._reloading:
+            self._notifier.reloading()
+            try:
+                result = await self._read_again()
+            except (ReloadError, SpecError) as error:
+                self._reconciler.reload_successful = False
+                self._reconciler.reload_message = error.message
+                self._reconciler.publish()
+                log.error("reload failed: %s (hint: %s)", error.message, error.hint)  # noqa: TRY400
+                raise ReloadFailed(message=error.message, hint=error.hint) from error
+            finally:
+                self._notifier.ready()
+        log.info("reloaded: %s", summary(result))
+        return result
+
+    async def audit(self, vm: str) -> VmStatus:
+        """Audit a VM now; raises NotAuditable and AuditFailed."""
+        managed = await self._reconciler.audit_now(vm)
+        if not managed.regions:
+            raise NotAuditable(vm=vm, state=str(managed.state), message=managed.message)
+        if managed.audit_error:
+            raise AuditFailed(vm=vm, message=managed.audit_error, hint=None)
+        return managed.status()
+
+    async def _start(self, server: Server, metrics: MetricsServer) -> None:
+        """Take on the specs, serve, and say so."""
+        desired = await self._workers.read(read_desired, self._config.vms_directories)
+        self._log_problems(desired.problems)
+        self._reconciler.want(desired)
+        self._note_reload(successful=not desired.problems, problems=len(desired.problems))
+        self._reconciler.look_at_all()
+        await server.start_serving()
+        log.info(
+            "serving %s, metrics on %s, %d VMs",
+            self._config.socket,
+            ", ".join(metrics.addresses) or "no address",
+            len(desired.names),
+        )
+        self._notifier.ready()
+
+    async def _until_stopped(self) -> None:
+        """Reconcile until a signal says stop, or the loop fails."""
+        loop_task = asyncio.create_task(self._reconciler.run(), name="reconcile")
+        stop_task = asyncio.create_task(self._stop.wait(), name="stop")
+        await asyncio.wait({loop_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
+        stop_task.cancel()
+        if loop_task.done():
+            loop_task.result()
+        loop_task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop_task
+
+    async def _end(self, server: Server) -> None:
+        """Close connections, stop the work, give the memory back."""
+        log.info("stopping: memory is given back")
+        self._notifier.stopping()
+        self._notifier.extend(STOP_EXTENSION_SECONDS)
+        extending = asyncio.create_task(self._extend())
+        server.abort_clients()
+        await self._reconciler.stop()
+        extending.cancel()
+        await asyncio.get_running_loop().run_in_executor(None, self._workers.close)
+        log.info("stopped")
+
+    async def _extend(self) -> None:
+        """Ask systemd for patience for as long as this runs."""
+        while True:
+            await asyncio.sleep(STOP_EXTENSION_SECONDS / 2)
+            self._notifier.extend(STOP_EXTENSION_SECONDS)
+
+    def _reload_by_signal(self) -> None:
+        task = asyncio.create_task(self._reload_quietly())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _reload_quietly(self) -> None:
+        """Reload for a caller who reads the log alone, where a failure was written already."""
+        with contextlib.suppress(ReloadFailed):
+            await self.reload()
+
+    async def _read_again(self) -> ReloadResult:
+        config = await self._workers.read(load_config, self._config_path)
+        before = self._reconciler.desired
+        desired = await self._workers.read(read_desired, config.vms_directories, before)
+        self._log_problems(desired.problems)
+        holding = [name for name, vm in self._reconciler.vms.items() if vm.regions]
+        result = report(before, desired, holding, config_notes(self._config, config))
+        self._config = config
+        self._reconciler.reserve = _reserve(config)
+        self._reconciler.audit_interval_seconds = config.audit.interval_seconds
+        self._reconciler.want(desired)
+        self._note_reload(successful=not desired.problems, problems=len(desired.problems))
+        self._reconciler.look_at_all()
+        return result
+
+    def _note_reload(self, *, successful: bool, problems: int) -> None:
+        reconciler = self._reconciler
+        reconciler.reload_successful = successful
+        reconciler.reload_message = "" if successful else f"{problems} problems in spec files"
+        if successful:
+            reconciler.reload_success_timestamp = time.time()
+
+    def _log_problems(self, problems: tuple[object, ...]) -> None:
+        for problem in problems:
+            log.error("%s", problem)
+
+    def _after_pass(self) -> None:
+        """Tell systemd how things stand, and that the loop goes round."""
+        self._notifier.alive()
+        self._notifier.status(status_line(self.snapshot))
+
+
+def status_line(snapshot: Snapshot) -> str:
+    """How things stand, in one line: ``3 VMs: 2 ready, 1 failed``."""
+    states = Counter(str(vm.state) for vm in snapshot.vms)
+    words = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    noun = "VM" if len(snapshot.vms) == 1 else "VMs"
+    line = f"{len(snapshot.vms)} {noun}{f': {words}' if words else ''}"
+    return line if snapshot.reload_successful else f"{line}; last reload not successful"
+
+
+def _reserve(config: DaemonConfig) -> Reserve:
+    return Reserve(config.admission.reserve_ratio, config.admission.reserve_bytes)

@@ -1,0 +1,193 @@
+"""One VM under the daemon's care: the state that changes, and nothing that blocks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gmemd.export.snapshot import RegionStatus, VmState, VmStatus
+from gmemd.plan.model import Strategy
+from gmemd.spec.model import PolicyMode
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator, Mapping
+
+    from gmemd.audit.model import VmAudit
+    from gmemd.drift.model import VmDrift
+    from gmemd.memory.progress import Progress
+    from gmemd.memory.regions import Region
+    from gmemd.plan.model import RegionPlan, VmPlan
+    from gmemd.spec.model import VmSpec
+    from gmemd.spec.problems import Problem
+
+FIRST_RETRY_SECONDS = 5.0
+LONGEST_RETRY_SECONDS = 300.0
+
+
+@dataclass(slots=True)
+class ManagedVm:
+    """A VM's spec, memory and history. Written by the event loop alone, but for ``progress``.
+
+    ``spec`` is the one in force, None where only a broken file is known. ``plan`` and ``regions``
+    are what there is; ``promised`` counts the plan before the regions are there. ``pending`` says
+    what a newer spec (``pending_spec``) asks for that isn't done to memory that exists.
+    ``retry_at`` and ``audit_due`` are on the monotonic clock.
+    """
+
+    name: str
+    spec: VmSpec | None = None
+    problem: Problem | None = None
+    state: VmState = VmState.WAITING
+    since: float = field(default_factory=time.time)
+    message: str = ""
+    hint: str = ""
+    pending: str = ""
+    pending_spec: VmSpec | None = None
+    plan: VmPlan | None = None
+    promised: bool = False
+    regions: list[Region] = field(default_factory=list)
+    progress: Progress | None = None
+    cancel: threading.Event = field(default_factory=threading.Event)
+    task: asyncio.Task[None] | None = None
+    attempts: int = 0
+    retry_at: float = 0.0
+    audit: VmAudit | None = None
+    audit_error: str = ""
+    audit_due: float = 0.0
+    drift: VmDrift | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether work for this VM is under way."""
+        return self.task is not None and not self.task.done()
+
+    def enter(self, state: VmState, message: str = "", hint: str = "") -> bool:
+        """Go to a state; True where it or its message is another than before."""
+        changed = (state, message) != (self.state, self.message)
+        if state is not self.state:
+            self.since = time.time()
+        self.state, self.message, self.hint = state, message, hint
+        return changed
+
+    def fail(self, message: str, hint: str) -> bool:
+        """Record a failed attempt, and when to try again; True where it is news."""
+        self.progress = None
+        delay = min(FIRST_RETRY_SECONDS * 2 ** min(self.attempts, 16), LONGEST_RETRY_SECONDS)
+        self.attempts += 1
+        self.retry_at = time.monotonic() + delay
+        return self.enter(VmState.FAILED, message, hint)
+
+    def postpone(self, spec: VmSpec, why: str) -> None:
+        """Leave a newer spec for later, and say why."""
+        self.pending_spec, self.pending = spec, f"pending change: {why}"
+
+    def outcomes(self) -> dict[tuple[int, int], str]:
+        """What became of each region's policy, by guest node and index."""
+        return {
+            (region.plan.guest_node, region.plan.index): str(region.bind.outcome)
+            for region in self.regions
+            if region.bind is not None
+        }
+
+    def promises(self) -> tuple[RegionPlan, ...]:
+        """Return the regions that count against the host: those made, or being made."""
+        if self.regions:
+            return tuple(region.plan for region in self.regions)
+        return self.plan.regions if self.promised and self.plan is not None else ()
+
+    def resident(self) -> Iterator[tuple[tuple[str, int, int], Mapping[int, int]]]:
+        """What of its promises is there already: bytes by host node, by region.
+
+        Before the first audit it is taken from the prefault, in proportion to each node's part.
+        """
+        audited = {(a.guest_node, a.index): a for a in self.audit.regions} if self.audit else {}
+        for plan in self.promises():
+            seen = audited.get((plan.guest_node, plan.index))
+            if seen is not None and seen.resident_bytes < plan.size_bytes:
+                there = dict(seen.by_node)
+            else:
+                ratio = 1.0 if seen is not None else self._prefaulted_ratio(plan)
+                there = {node: int(size * ratio) for node, size in plan.demand.items()}
+            yield (plan.vm, plan.guest_node, plan.index), there
+
+    def _prefaulted_ratio(self, plan: RegionPlan) -> float:
+        if not plan.prefault:
+            return 0.0
+        return 1.0 if self.regions else self.progress.ratio if self.progress else 0.0
+
+    def settle(self) -> bool:
+        """Go to ready or degraded, by what is known of the memory; True where it is news."""
+        self.progress = None
+        self.attempts = 0
+        for message, hint in self._shortcomings():
+            return self.enter(VmState.DEGRADED, message, hint)
+        return self.enter(VmState.READY)
+
+    def _shortcomings(self) -> Iterator[tuple[str, str]]:
+        """What keeps the VM from being ready, worst first, with the way out."""
+        for drift in self.drift.guest_nodes if self.drift is not None else ():
+            if drift.drifting:
+                yield f"guest node {drift.guest_node}: {drift.cause}: {drift.detail}", drift.remedy
+        for region in self.regions:
+            plan = region.plan
+            where = f"guest node {plan.guest_node}"
+            if plan.policy is PolicyMode.DEFAULT and not plan.host_nodes:
+                continue
+            if region.strategy is Strategy.UNMANAGED:
+                yield (
+                    f"{where}: unmanaged: {region.reason}",
+                    region.bind.remedy if region.bind else "",
+                )
+            elif region.strategy is Strategy.INODE_POLICY and region.bind and not region.bind.ok:
+                yield (
+                    f"{where}: policy {region.bind.outcome}: {region.bind.detail}",
+                    region.bind.remedy,
+                )
+
+    def status(self) -> VmStatus:
+        """Return the VM as the snapshot has it."""
+        progress = self.progress
+        message, hint = self.message, self.hint
+        if self.problem is not None and not message:
+            message, hint = str(self.problem), self.problem.hint or ""
+        return VmStatus(
+            vm=self.name,
+            source=self.spec.source if self.spec is not None else None,
+            state=self.state,
+            since=self.since,
+            message=message,
+            hint=hint,
+            spec_error=self.problem is not None,
+            progress_ratio=progress.ratio if progress is not None else None,
+            regions=tuple(self._region_statuses()),
+            drift=self.drift,
+            audit=self.audit,
+            tolerance=self.spec.drift_tolerance if self.spec is not None else 0.0,
+            warnings=tuple(self._warnings()),
+        )
+
+    def _region_statuses(self) -> Iterator[RegionStatus]:
+        if self.regions:
+            for region in self.regions:
+                outcome = str(region.bind.outcome) if region.bind is not None else ""
+                yield RegionStatus(region.plan, region.strategy, region.reason, outcome)
+        elif self.plan is not None:
+            for plan in self.plan.regions:
+                yield RegionStatus(plan)
+
+    def _warnings(self) -> Iterator[str]:
+        """What should be known besides the state and its reason."""
+        if self.problem is not None and self.spec is not None:
+            yield f"its file is broken, the last good version is in force: {self.problem}"
+        if self.pending:
+            yield self.pending
+        if self.audit_error:
+            yield f"the last audit failed: {self.audit_error}"
+        if self.plan is not None:
+            yield from self.plan.warnings
+        for region in self.regions:
+            for note in region.notes:
+                yield f"guest node {region.plan.guest_node}: {note}"

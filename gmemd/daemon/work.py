@@ -1,0 +1,103 @@
+"""What blocks, in threads: reading the host, provisioning, auditing, giving memory back.
+
+Each kind has threads of its own, so that a long prefault holds up neither an audit nor a release.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from gmemd.audit.vm import audit_vm
+from gmemd.host.reading import read_host
+from gmemd.memory.regions import provision_vm, rebind, release
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    from gmemd.audit.model import VmAudit
+    from gmemd.host.model import Feature, Host
+    from gmemd.memory.progress import Progress
+    from gmemd.memory.regions import Region
+    from gmemd.plan.admission import Reserve
+    from gmemd.plan.model import RegionPlan, VmPlan
+
+MOST_PROVISIONING = 4
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Workers:
+    """The daemon's threads. Nothing here touches the daemon's state."""
+
+    def __init__(self) -> None:
+        provisioning = min(MOST_PROVISIONING, os.cpu_count() or 1)
+        self._provisioning = ThreadPoolExecutor(provisioning, thread_name_prefix="provision")
+        self._auditing = ThreadPoolExecutor(1, thread_name_prefix="audit")
+        self._releasing = ThreadPoolExecutor(2, thread_name_prefix="release")
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._features: dict[str, Feature] | None = None
+
+    def close(self) -> None:
+        """Wait for what runs, and end the threads; what only waits is dropped."""
+        for pool in (self._provisioning, self._auditing, self._releasing, self._reading):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    async def read_host(self) -> Host:
+        """Read the host's figures; its features are probed the first time only."""
+        host = await self.read(read_host, probe=self._features is None)
+        if self._features is None:
+            self._features = dict(host.features)
+        return replace(host, features=self._features)
+
+    async def read(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Run something short that reads files."""
+        return await _run(self._reading, partial(function, *args, **kwargs))
+
+    async def provision(
+        self,
+        plan: VmPlan,
+        host: Host,
+        reserve: Reserve,
+        progress: Callable[[Progress], None],
+        cancel: threading.Event,
+    ) -> list[Region]:
+        """Make a VM's regions. Raises ProvisionError; all is given back then."""
+        work = partial(
+            provision_vm, plan, host=host, reserve=reserve, progress=progress, cancel=cancel
+        )
+        return await _run(self._provisioning, work)
+
+    async def audit(
+        self, vm: str, regions: Sequence[Region], *, confidential: bool, stop: threading.Event
+    ) -> VmAudit:
+        """Audit a VM's regions. Raises KernelError and AuditStoppedError."""
+        payers = {region.cgroup for region in regions if region.own_cgroup}
+        work = partial(
+            audit_vm,
+            vm,
+            [(region.fd, replace(region.plan, strategy=region.strategy)) for region in regions],
+            readable=not confidential,
+            stop=stop,
+            counters_cgroup=payers.pop() if len(payers) == 1 else None,
+        )
+        return await _run(self._auditing, work)
+
+    async def release(self, regions: Sequence[Region]) -> None:
+        """Give regions back."""
+        await _run(self._releasing, partial(release, list(regions)))
+
+    async def rebind(self, changes: Sequence[tuple[Region, RegionPlan]]) -> None:
+        """Give regions that exist a changed plan, for the pages still to come."""
+        for region, plan in changes:
+            await _run(self._releasing, partial(rebind, region, plan))
+
+
+async def _run(pool: ThreadPoolExecutor, work: Callable[[], _R]) -> _R:
+    return await asyncio.get_running_loop().run_in_executor(pool, work)
