@@ -118,6 +118,24 @@ def provision_vm(
     return regions
 
 
+def rebind(region: Region, plan: RegionPlan) -> None:
+    """Give a region that exists a changed plan: its policy rules the pages still to come. Blocks.
+
+    Where the inode holds no policy the pages stay as they are, and a note says so. Raises
+    ProvisionError, with the region as it was.
+    """
+    if region.strategy is Strategy.INODE_POLICY:
+        untold = plan.policy in {PolicyMode.DEFAULT, PolicyMode.LOCAL}
+        nodes = frozenset[int]() if untold else plan.host_nodes
+        with _typed_errors(plan.vm):
+            region.bind = bind_range(
+                region.fd, 0, plan.size_bytes, MemPolicy(plan.policy.value, nodes)
+            )
+    else:
+        region.notes.append("the policy changed after allocation: pages stay where they are")
+    region.plan = plan
+
+
 def release(regions: Iterable[Region]) -> None:
     """Close regions, and remove the cgroups made for them. Blocks while memory is freed."""
     directories: set[Path] = set()
