@@ -1,7 +1,7 @@
 """Files to try the kernel with: a guest_memfd where there is KVM, and a memfd everywhere."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,3 +73,31 @@ def as_nobody() -> Iterator[None]:
     os.seteuid(65534)
     yield
     os.seteuid(0)
+
+
+@pytest.fixture
+def stranger() -> Callable[[Callable[[], object]], str]:
+    """Calls something in a process of another user; gives the KernelError it met, as text."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+
+    def run(call: Callable[[], object]) -> str:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            try:
+                call()
+            except KernelError as error:
+                os.write(writing, f"{error}; hint: {error.hint}".encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            said = pipe.read()
+        os.waitpid(child, 0)
+        return said
+
+    return run

@@ -35,7 +35,7 @@ def resident(fd: int, **options: bool) -> set[int]:
         scan = scan_window(window, 0, SIZE, per_page=True, **options)
     assert cachestat(fd, 0, SIZE) == before
     assert scan.nodes is not None
-    assert scan.by_node == ({0: scan.resident_pages} if scan.resident_pages else {})
+    assert sum(scan.by_node.values()) == scan.resident_pages
     assert scan.errors == {}
     found = {page for page, node in enumerate(scan.nodes) if node != ABSENT}
     assert len(found) == scan.resident_pages
@@ -109,7 +109,7 @@ def test_a_window_inside_a_mapping_inside_a_file(fd: int) -> None:
     fill(fd, 1000, 24)
     with Mapping(fd, 990 * PAGE, 1000 * PAGE, protection="read") as window:
         scan = scan_window(window, 5 * PAGE, 10 * PAGE, per_page=True)
-        assert list(scan.nodes or []) == [ABSENT] * 5 + [0] * 5
+        assert [node >= 0 for node in scan.nodes or []] == [False] * 5 + [True] * 5
         with pytest.raises(ValueError, match="outside"):
             scan_window(window, 999 * PAGE, 2 * PAGE)
         assert scan_window(window, 0, 0).resident_pages == 0
@@ -161,9 +161,10 @@ def test_huge_pages_are_found_and_never_made(huge_fd: int) -> None:
         window.populate_write(0, HUGE)
     blocks = os.fstat(huge_fd).st_blocks
     scan = scan_huge_window(huge_fd, 0, 8 * HUGE, HUGE, per_page=True)
-    assert (scan.method, scan.resident_pages, scan.by_node) == ("continue", 3, {0: 3})
+    assert (scan.method, scan.resident_pages) == ("continue", 3)
+    assert sum(scan.by_node.values()) == 3
     assert scan.nodes is not None
-    assert [node == 0 for node in scan.nodes] == [True, False, True] + [False] * 3 + [True, False]
+    assert [node >= 0 for node in scan.nodes] == [True, False, True] + [False] * 3 + [True, False]
     assert os.fstat(huge_fd).st_blocks == blocks == 3 * HUGE // 512
     with Mapping(huge_fd, 0, 8 * HUGE, noreserve=True) as window:
         assert scan_window(window, 2 * HUGE, 4 * HUGE, HUGE).resident_pages == 1
@@ -195,8 +196,12 @@ def test_a_query_tells_node_hole_and_nowhere(fd: int) -> None:
     with Mapping(fd, 0, 600 * PAGE, protection="read-write") as window:
         window.populate_write(0, 599 * PAGE)
         asked = [window.at(0), window.at(599 * PAGE), 4096]
-        assert list(move_pages_query(0, asked)) == [0, -errno.ENOENT, -errno.EFAULT]
-        assert list(query_range(window.address, 600)) == [0] * 599 + [-errno.ENOENT]
+        node, hole, nowhere = move_pages_query(0, asked)
+        assert node >= 0
+        assert (hole, nowhere) == (-errno.ENOENT, -errno.EFAULT)
+        *nodes, last = query_range(window.address, 600)
+        assert min(nodes) >= 0
+        assert last == -errno.ENOENT
 
 
 def test_a_query_of_nothing_is_nothing() -> None:
@@ -204,19 +209,18 @@ def test_a_query_of_nothing_is_nothing() -> None:
     assert len(query_range(0, 0)) == 0
 
 
-@pytest.mark.usefixtures("as_nobody")
-def test_a_query_of_a_stranger_needs_ptrace() -> None:
-    with pytest.raises(KernelError) as caught:
-        move_pages_query(1, [4096])
-    assert caught.value.errno_name == "EPERM"
+def test_a_query_of_a_stranger_needs_ptrace(
+    stranger: Callable[[Callable[[], object]], str],
+) -> None:
+    assert "move_pages: EPERM" in stranger(lambda: move_pages_query(1, [4096]))
 
 
 def test_a_move_tells_where_each_page_is_then(fd: int) -> None:
     with Mapping(fd, 0, 4 * PAGE, protection="read-write") as window:
         window.populate_write(0, 2 * PAGE)
         addresses = [window.at(page * PAGE) for page in range(3)]
-        moved = move_pages_move(0, addresses, [0, 0, 0])
-        assert list(moved) == [0, 0, -errno.ENOENT]
+        there = move_pages_query(0, addresses)
+        assert list(move_pages_move(0, addresses, [*there[:2], 0])) == list(there)
         with pytest.raises(KernelError, match="ENODEV"):
             move_pages_move(0, addresses, [1000, 0, 0])
         with pytest.raises(ValueError, match="one node per address"):
