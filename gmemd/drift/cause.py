@@ -17,7 +17,7 @@ from gmemd.drift.policy import (
     PREFERRING,
     TASK_RULED,
     describe,
-    online_nodes,
+    memory_nodes,
 )
 from gmemd.plan.model import Strategy
 from gmemd.spec.model import Backend, PolicyMode, Source
@@ -86,17 +86,28 @@ def _room(host: Host, nodes: Iterable[int]) -> str:
     )
 
 
+def _narrowed(region: RegionDrift, outcome: str) -> frozenset[int]:
+    """Nodes that the kernel left out when the policy was set, where the bind said why."""
+    if region.outcome != outcome or region.wrong_policy is None:
+        return frozenset()
+    return region.plan.host_nodes - region.wrong_policy.nodes
+
+
 def _node_offline(region: RegionDrift, host: Host) -> Diagnosis | None:
-    offline = region.plan.host_nodes - online_nodes(host)
-    if not offline:
+    plan = region.plan
+    absent = plan.host_nodes - memory_nodes(host)
+    if absent:
+        when = f"{'are' if len(absent) > 1 else 'is'} offline or without memory"
+    elif absent := _narrowed(region, "narrowed-offline"):
+        when = f"{'were' if len(absent) > 1 else 'was'} offline when the policy was set"
+    else:
         return None
     return Diagnosis(
         Cause.NODE_OFFLINE,
-        f"{_nodes(offline)} of the spec's {format_nodeset(region.plan.host_nodes)} "
-        f"{'are' if len(offline) > 1 else 'is'} not online; the kernel leaves offline nodes out "
-        "of a policy without an error",
-        f"bring {_nodes(offline)} online, or take "
-        f"{'them' if len(offline) > 1 else 'it'} out of host_nodes; then restart the VM",
+        f"{_nodes(absent)} of host_nodes {format_nodeset(plan.host_nodes)} {when}: the kernel "
+        "leaves such nodes out of a policy without an error",
+        f"bring the memory of {_nodes(absent)} online, or take "
+        f"{'them' if len(absent) > 1 else 'it'} out of host_nodes; then restart the VM",
     )
 
 
@@ -110,8 +121,9 @@ def _movable_only(region: RegionDrift, host: Host) -> Diagnosis | None:
         return None
     return Diagnosis(
         Cause.MOVABLE_ONLY,
-        f"{_nodes(movable)} has only ZONE_MOVABLE memory, and guest_memfd is unmovable: the "
-        f"kernel puts its pages elsewhere ({_where(region) or 'nothing is there'})",
+        f"{_nodes(movable)} {'have' if len(movable) > 1 else 'has'} only ZONE_MOVABLE memory, and "
+        "guest_memfd is unmovable: the kernel puts its pages "
+        f"elsewhere ({_where(region) or 'nothing is there'})",
         f"online {_nodes(movable)} as kernel memory (online_kernel), or use backend: memfd, "
         "whose pages can live there",
     )
@@ -119,11 +131,12 @@ def _movable_only(region: RegionDrift, host: Host) -> Diagnosis | None:
 
 def _own_cpuset(region: RegionDrift, host: Host) -> Diagnosis | None:
     outside = region.plan.host_nodes - host.cpuset.mems if host.cpuset.mems else frozenset()
+    outside = outside or _narrowed(region, "narrowed-cpuset")
     if not outside:
         return None
     return Diagnosis(
         Cause.CPUSET,
-        f"gmemd's own cpuset ({format_nodeset(host.cpuset.mems)}) leaves out {_nodes(outside)}; "
+        f"gmemd's own cpuset (now {format_nodeset(host.cpuset.mems)}) left out {_nodes(outside)}: "
         "the kernel narrows a policy to the cpuset without an error",
         f"give gmemd's unit {_nodes(outside)} (AllowedMemoryNodes=, or a slice without the "
         "limit), then restart the VM",

@@ -21,9 +21,9 @@ TASK_RULED = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
 _KEEPS_NOTHING = frozenset({"not-kept", "hugetlb", "unmappable"})
 
 
-def online_nodes(host: Host) -> frozenset[int]:
-    """The host nodes that are online, by number."""
-    return frozenset(node.id for node in host.nodes)
+def memory_nodes(host: Host) -> frozenset[int]:
+    """The host nodes that are online and have memory; the kernel drops others from a policy."""
+    return frozenset(node.id for node in host.nodes if node.has_memory)
 
 
 def keeps_policy(plan: RegionPlan, host: Host, outcome: str = "") -> bool:
@@ -55,12 +55,12 @@ def canonical(mode: str, nodes: frozenset[int]) -> tuple[str, frozenset[int]]:
 
 
 def effective_nodes(policy: PolicyRead, host: Host) -> frozenset[int]:
-    """The nodes of a policy that it can use: online, and within gmemd's own cpuset.
+    """The nodes of a policy that it can use: with memory, and within gmemd's own cpuset.
 
     With static or relative flags the kernel gives back the nodes as they were asked for, used or
     not; without them it has narrowed them already.
     """
-    nodes = policy.nodes & online_nodes(host)
+    nodes = policy.nodes & memory_nodes(host)
     return nodes & host.cpuset.mems if policy.flags and host.cpuset.mems else nodes
 
 

@@ -9,7 +9,7 @@ from gmemd.drift.policy import (
     INTERLEAVING,
     TASK_RULED,
     keeps_policy,
-    online_nodes,
+    memory_nodes,
     policy_matches,
 )
 from gmemd.drift.shares import expected_weights, share_error
@@ -47,7 +47,7 @@ def allowed_nodes(plan: RegionPlan, host: Host) -> frozenset[int]:
     """Where the region's pages may be: the spec's host nodes, or anywhere if it names none."""
     if plan.host_nodes or plan.policy not in TASK_RULED:
         return plan.host_nodes
-    return frozenset(node.id for node in host.nodes if node.has_memory) or online_nodes(host)
+    return memory_nodes(host)
 
 
 def region_drift(plan: RegionPlan, audit: RegionAudit, host: Host, outcome: str) -> RegionDrift:

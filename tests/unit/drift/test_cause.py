@@ -1,0 +1,305 @@
+"""Every cause of drift is told apart from the others, and comes with a way out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gmemd.audit.model import PolicyRead
+from gmemd.drift.model import Cause
+from gmemd.plan.model import Strategy
+from gmemd.spec.model import Backend, PolicyMode, Source
+from tests.unit.drift.cases import MIB, Case, drift_of, host_node, make_host
+
+BIND_1 = PolicyRead("bind", frozenset({1}))
+DEFAULT = PolicyRead("default", frozenset())
+STATIC = 1 << 15
+
+MOVABLE_HOST = make_host(nodes=(*map(host_node, range(4)), host_node(4, movable_only=True)))
+NARROW_HOST = make_host(mems=frozenset({0, 1}))
+OLD_HOST = make_host(inode_policy=False)
+
+ELSEWHERE = {1: 7 * MIB, 3: MIB}
+
+CAUSES = {
+    "a full node under preferred": (
+        Case(
+            policy=PolicyMode.PREFERRED,
+            read=PolicyRead("preferred", frozenset({1})),
+            by_node=ELSEWHERE,
+        ),
+        make_host(),
+        Cause.SPILLED,
+        (
+            "1MiB on node 3: preferred overflows by design when its nodes are full "
+            "(node 1 has 12MiB left)"
+        ),
+        "free memory on node 1",
+    ),
+    "a full node under interleave": (
+        Case(
+            policy=PolicyMode.INTERLEAVE,
+            host_nodes=frozenset({0, 1}),
+            read=PolicyRead("interleave", frozenset({0, 1})),
+            by_node={0: 4 * MIB, 1: 2 * MIB, 3: 2 * MIB},
+        ),
+        make_host(),
+        Cause.SPILLED,
+        "2MiB on node 3: interleave overflows",
+        "free memory on nodes 0-1",
+    ),
+    "a policy of somebody else": (
+        Case(read=PolicyRead("preferred", frozenset({3})), by_node=ELSEWHERE),
+        make_host(),
+        Cause.POLICY_CHANGED,
+        "the kernel holds preferred 3, the spec asks bind 1; 1MiB on node 3",
+        "find what calls mbind",
+    ),
+    "a policy that is gone": (
+        Case(read=DEFAULT, by_node={1: MIB}),
+        make_host(),
+        Cause.POLICY_CHANGED,
+        "the kernel holds default, the spec asks bind 1",
+        "find what calls mbind",
+    ),
+    "a policy further in that isn't the spec's": (
+        Case(read=BIND_1, others=(PolicyRead("bind", frozenset({2})),), by_node={1: MIB}),
+        make_host(),
+        Cause.POLICY_CHANGED,
+        "the kernel holds bind 2, the spec asks bind 1",
+        "find what calls mbind",
+    ),
+    "a node that is offline": (
+        Case(host_nodes=frozenset({0, 5}), read=PolicyRead("bind", frozenset({0}))),
+        make_host(),
+        Cause.NODE_OFFLINE,
+        "node 5 of host_nodes 0,5 is offline or without memory",
+        "bring the memory of node 5 online",
+    ),
+    "an offline node that static flags read back": (
+        Case(
+            host_nodes=frozenset({0, 5}),
+            read=PolicyRead("bind", frozenset({0, 5}), flags=STATIC),
+        ),
+        make_host(),
+        Cause.NODE_OFFLINE,
+        "node 5 of host_nodes 0,5 is offline",
+        "bring the memory of node 5 online",
+    ),
+    "a node that came online too late": (
+        Case(
+            host_nodes=frozenset({0, 3}),
+            read=PolicyRead("bind", frozenset({0})),
+            outcome="narrowed-offline",
+        ),
+        make_host(),
+        Cause.NODE_OFFLINE,
+        "node 3 of host_nodes 0,3 was offline when the policy was set",
+        "bring the memory of node 3 online",
+    ),
+    "a node of movable memory": (
+        Case(
+            host_nodes=frozenset({4}),
+            read=PolicyRead("bind", frozenset({4})),
+            by_node={2: 3 * MIB},
+        ),
+        MOVABLE_HOST,
+        Cause.MOVABLE_ONLY,
+        (
+            "node 4 has only ZONE_MOVABLE memory, and guest_memfd is unmovable: the kernel puts "
+            "its pages elsewhere (3MiB on node 2)"
+        ),
+        "online node 4 as kernel memory (online_kernel), or use backend: memfd",
+    ),
+    "interleave with a node of movable memory": (
+        Case(
+            policy=PolicyMode.INTERLEAVE,
+            host_nodes=frozenset({0, 4}),
+            read=PolicyRead("interleave", frozenset({0, 4})),
+            by_node={0: 8 * MIB},
+        ),
+        MOVABLE_HOST,
+        Cause.MOVABLE_ONLY,
+        "node 4 has only ZONE_MOVABLE memory",
+        "online node 4",
+    ),
+    "gmemd's own cpuset": (
+        Case(host_nodes=frozenset({1, 2}), read=BIND_1, outcome="narrowed-cpuset"),
+        NARROW_HOST,
+        Cause.CPUSET,
+        "gmemd's own cpuset (now 0-1) left out node 2",
+        "AllowedMemoryNodes=",
+    ),
+    "gmemd's own cpuset, behind static flags": (
+        Case(
+            host_nodes=frozenset({1, 2}),
+            read=PolicyRead("bind", frozenset({1, 2}), flags=STATIC),
+        ),
+        NARROW_HOST,
+        Cause.CPUSET,
+        "gmemd's own cpuset (now 0-1) left out node 2",
+        "AllowedMemoryNodes=",
+    ),
+    "gmemd's own cpuset as it was": (
+        Case(host_nodes=frozenset({1, 2}), read=BIND_1, outcome="narrowed-cpuset"),
+        make_host(),
+        Cause.CPUSET,
+        "left out node 2",
+        "AllowedMemoryNodes=",
+    ),
+    "the cpuset of who touched it": (
+        Case(read=BIND_1, by_node=ELSEWHERE),
+        make_host(),
+        Cause.CPUSET,
+        "1MiB on node 3 although the policy holds: a task whose cpuset leaves out node 1",
+        "give the VMM's cpuset node 1",
+    ),
+    "pages from before the policy": (
+        Case(read=BIND_1, by_node=ELSEWHERE, source=Source.REGISTER),
+        make_host(),
+        Cause.RESIDENT_BEFORE_POLICY,
+        "1MiB on node 3 although the policy holds: they were resident before it was set",
+        "have the policy set before",
+    ),
+    "memfd pages that were moved": (
+        Case(read=BIND_1, by_node=ELSEWHERE, backend=Backend.MEMFD),
+        make_host(),
+        Cause.MOVED,
+        "1MiB on node 3 although the policy holds: memfd pages are moved by NUMA balancing",
+        "turn off what moves them",
+    ),
+    "a kernel without inode policies": (
+        Case(strategy=Strategy.PROXY_ALLOCATION, read=DEFAULT, by_node=ELSEWHERE),
+        OLD_HOST,
+        Cause.NO_INODE_POLICY,
+        "1MiB on node 3: this kernel keeps no policy on guest_memfd",
+        "use a kernel of 6.19 or later",
+    ),
+    "a kernel without inode policies, nothing prefaulted": (
+        Case(strategy=Strategy.UNMANAGED, by_node=ELSEWHERE, prefault=False),
+        OLD_HOST,
+        Cause.NO_INODE_POLICY,
+        "1MiB on node 3: this kernel keeps no policy on guest_memfd",
+        "prefault: true",
+    ),
+    "a policy that turned out not to be kept": (
+        Case(outcome="not-kept", read=DEFAULT, by_node=ELSEWHERE),
+        make_host(),
+        Cause.NO_INODE_POLICY,
+        "this kernel keeps no policy on guest_memfd",
+        "6.19",
+    ),
+    "hugetlb pages that were punched": (
+        Case(
+            strategy=Strategy.PROXY_ALLOCATION,
+            backend=Backend.MEMFD,
+            page_size=2 * MIB,
+            by_node={1: 6 * MIB, 3: 2 * MIB},
+        ),
+        make_host(),
+        Cause.NO_INODE_POLICY,
+        "2MiB on node 3: hugetlb memory keeps no policy",
+        "never punch or balloon it",
+    ),
+    "memory that can't be bound": (
+        Case(strategy=Strategy.PROXY_ALLOCATION, outcome="unmappable", by_node=ELSEWHERE),
+        make_host(),
+        Cause.NO_INODE_POLICY,
+        "no policy could be set on it",
+        "prefault: true",
+    ),
+    "preferred that spilled while it was prefaulted": (
+        Case(
+            policy=PolicyMode.PREFERRED,
+            strategy=Strategy.PROXY_ALLOCATION,
+            by_node=ELSEWHERE,
+        ),
+        OLD_HOST,
+        Cause.SPILLED,
+        "1MiB on node 3: preferred overflows",
+        "policy: bind",
+    ),
+    "shares that are off": (
+        Case(
+            policy=PolicyMode.INTERLEAVE,
+            host_nodes=frozenset({0, 1}),
+            read=PolicyRead("interleave", frozenset({0, 1})),
+            by_node={0: 6 * MIB, 1: 2 * MIB},
+        ),
+        make_host(),
+        Cause.SHARES,
+        "node 0 6MiB, node 1 2MiB, off equal shares by 25.0%",
+        "prefault: true",
+    ),
+    "no policy, but an expectation": (
+        Case(policy=PolicyMode.DEFAULT, strategy=Strategy.UNMANAGED, read=DEFAULT, by_node={0: 1}),
+        make_host(),
+        Cause.NO_POLICY,
+        "policy: default leaves each page to the task that touches it first",
+        "use policy: bind with host_nodes: 1",
+    ),
+    "a policy that can't be read": (
+        Case(read=None, by_node=ELSEWHERE),
+        make_host(),
+        Cause.UNKNOWN,
+        "the policy that the kernel holds can't be read",
+        "restart the VM",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_cause(name: str) -> None:
+    case, host, cause, detail, remedy = CAUSES[name]
+    node = drift_of(case, host=host)
+    assert node.drifting
+    assert node.cause is cause
+    assert detail in node.detail
+    assert remedy in node.remedy
+
+
+def test_every_cause_has_a_case() -> None:
+    assert {case[2] for case in CAUSES.values()} == set(Cause)
+
+
+def test_unmovable_pages_are_never_said_to_be_movable() -> None:
+    guest = drift_of(Case(read=BIND_1, by_node=ELSEWHERE))
+    assert "guest_memfd pages can't be moved" in guest.remedy
+    movable = drift_of(Case(read=BIND_1, by_node=ELSEWHERE, backend=Backend.MEMFD))
+    assert "migratepages" in movable.remedy
+
+
+def test_the_region_that_drifts_most_is_the_one_explained() -> None:
+    well = Case(read=BIND_1, by_node={1: 8 * MIB})
+    spilled = Case(
+        policy=PolicyMode.PREFERRED,
+        host_nodes=frozenset({2}),
+        read=PolicyRead("preferred", frozenset({2})),
+        by_node={3: 8 * MIB},
+    )
+    node = drift_of(well, spilled)
+    assert node.cause is Cause.SPILLED
+    assert node.detail.startswith("region 1: 8MiB on node 3")
+
+
+def test_a_policy_that_differs_is_explained_before_larger_drift_elsewhere() -> None:
+    changed = Case(read=DEFAULT, by_node={1: 8 * MIB})
+    spilled = Case(
+        policy=PolicyMode.PREFERRED,
+        read=PolicyRead("preferred", frozenset({1})),
+        by_node={3: 8 * MIB},
+    )
+    assert drift_of(spilled, changed).cause is Cause.POLICY_CHANGED
+
+
+def test_no_cause_without_drift() -> None:
+    node = drift_of(Case(read=BIND_1, by_node={1: 8 * MIB}))
+    assert not node.drifting
+    assert (node.cause, node.detail, node.remedy) == (None, "", "")
+
+
+def test_no_cause_within_the_tolerance() -> None:
+    case = Case(read=BIND_1, by_node={1: 999 * MIB, 3: MIB}, tolerance=0.01)
+    assert not drift_of(case).drifting
+    assert drift_of(replace(case, tolerance=0.0)).cause is Cause.CPUSET
