@@ -1,0 +1,158 @@
+# What tests/run.sh and deploy/try.sh both need on a fresh Debian 12 or 13. Sourced, not run.
+# shellcheck shell=bash
+#
+#   setup_run      what the checkout needs to run: a virtual environment at .venv, the extension
+#   setup_test     the tests' needs besides: linters, test libraries, promtool
+#   setup_lab      what builds and runs the lab: QEMU, mmdebstrap, e2fsprogs
+#
+# Each installs only what is missing, so the second time it takes no time and needs no network.
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$repository/.venv
+stamp=$venv/.gmemd-installed
+python=$venv/bin/python
+
+say() {
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+}
+
+die() {
+    say "$1"
+    test $# -lt 2 || printf 'hint: %s\n' "$2" >&2
+    exit 3
+}
+
+setup_run() {
+    _packages python3:python3 gcc:gcc _c_headers:libc6-dev _python_headers:python3-dev _venv:python3-venv
+    _environment ".[run]"
+    _extension
+}
+
+setup_test() {
+    _packages python3:python3 gcc:gcc _c_headers:libc6-dev _python_headers:python3-dev _venv:python3-venv \
+        shellcheck:shellcheck git:git
+    _environment ".[test]"
+    _extension
+    _promtool
+}
+
+setup_lab() {
+    _packages qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs mount:mount
+    test "$(id -u)" -eq 0 || _packages newuidmap:uidmap
+}
+
+# Arguments NEED:PACKAGE. A need is a program, or a function here that tells whether it is met.
+_packages() {
+    local pair missing=()
+    for pair in "$@"; do
+        _has "${pair%%:*}" || missing+=("${pair#*:}")
+    done
+    test ${#missing[@]} -gt 0 || return 0
+    command -v apt-get >/dev/null ||
+        die "missing: ${missing[*]}" "these are Debian's package names; install yours"
+    say "installing ${missing[*]}"
+    _as_root apt-get -qq update
+    _as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install -y --no-install-recommends "${missing[@]}" >&2
+}
+
+_has() {
+    case $1 in
+    _*) "$1" ;;
+    *) command -v "$1" >/dev/null || test -x "/usr/sbin/$1" || test -x "/sbin/$1" ;;
+    esac
+}
+
+_c_headers() {
+    test -e /usr/include/stdlib.h
+}
+
+_python_headers() {
+    command -v python3 >/dev/null && python3 - <<'PROBE'
+import pathlib, sys, sysconfig
+sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())
+PROBE
+}
+
+_venv() {
+    command -v python3 >/dev/null && python3 -c 'import ensurepip, venv' 2>/dev/null
+}
+
+_as_root() {
+    if test "$(id -u)" -eq 0; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "root is needed for: $*" "run that as root, then this again"
+    fi
+}
+
+# The virtual environment with the checkout's dependencies; $1 is the requirement, whose extra
+# names what is installed. Anew when pyproject.toml has changed since.
+_environment() {
+    local wanted
+    wanted="$1 $(cat "$repository/pyproject.toml" "$repository/setup.py" | sha256sum)"
+    if test -x "$python" && grep -qxF "$wanted" "$stamp" 2>/dev/null; then
+        return 0
+    fi
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+            die "$(python3 --version) is too old" "gmemd needs Python 3.11"
+        say "making a virtual environment at $venv"
+        python3 -m venv --clear "$venv"
+    fi
+    say "installing Python packages"
+    "$python" - "$repository/pyproject.toml" "$1" <<'LIST' >"$venv/.gmemd-requirements"
+import sys, tomllib
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)
+wanted = project["build-system"]["requires"] + project["project"]["dependencies"]
+if sys.argv[2] == ".[test]":
+    wanted += project["project"]["optional-dependencies"]["test"]
+print("\n".join(wanted))
+LIST
+    "$python" -m pip install --quiet --disable-pip-version-check \
+        --requirement "$venv/.gmemd-requirements"
+    cat >"$venv/bin/gmemd" <<SCRIPT
+#!/bin/sh
+# The checkout's gmemd.
+PYTHONPATH='$repository' exec '$python' -m gmemd "\$@"
+SCRIPT
+    chmod +x "$venv/bin/gmemd"
+    # What the tests need includes what a run needs.
+    printf '%s\n' "$wanted" ".[run] ${wanted#* }" >"$stamp"
+}
+
+# The kernel extension, in place; again when its source is newer.
+_extension() {
+    local built
+    built=$(find "$repository/gmemd/kernel" -name '_kernel*.so' | head -n 1)
+    if test -n "$built" &&
+        test -z "$(find "$repository/gmemd/kernel" \( -name 'build.py' -o -name '*.h' -o -name 'kernel.c' \) -newer "$built")"; then
+        return 0
+    fi
+    say "building the kernel extension"
+    (cd "$repository" && "$python" gmemd/kernel/build.py >"$venv/build.log" 2>&1) || {
+        cat "$venv/build.log" >&2
+        die "the kernel extension can't be built"
+    }
+}
+
+# promtool alone: the whole package would start a Prometheus on this machine.
+_promtool() {
+    local unpacked
+    if command -v promtool >/dev/null || test -x "$venv/bin/promtool"; then
+        return 0
+    fi
+    command -v apt-get >/dev/null || return 0
+    say "fetching promtool"
+    unpacked=$(mktemp -d)
+    chmod 755 "$unpacked"
+    if (cd "$unpacked" && apt-get -qq download prometheus 2>/dev/null && dpkg-deb -x prometheus_*.deb .); then
+        install "$unpacked/usr/bin/promtool" "$venv/bin/promtool"
+    else
+        say "promtool can't be had: its test is left to the lab, which has Prometheus"
+    fi
+    rm -rf "$unpacked"
+}
