@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gmemd.spec.model import SMALL_PAGE, Backend, PolicyMode, RegionSpec, Source
@@ -21,7 +21,10 @@ _UNTOLD = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What stands against a spec here, or (not ``fatal``) should be known about it."""
+    """What stands against a spec here, or (not ``fatal``) should be known about it.
+
+    ``region`` is the guest node and index of the region that it is about; None for the whole VM.
+    """
 
     reason: str
     message: str
@@ -29,6 +32,7 @@ class Finding:
     host_nodes: frozenset[int]
     page_size: int = SMALL_PAGE
     fatal: bool = True
+    region: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
@@ -44,7 +48,11 @@ def findings(spec: VmSpec, host: Host) -> list[Finding]:
     found = list(_backend_findings(spec, host)) if spec.source is Source.CREATE else []
     for guest_node in spec.guest_nodes:
         for index, region in enumerate(guest_node.regions):
-            found += _region_findings(region_title(spec, guest_node.id, index), region, host)
+            title = region_title(spec, guest_node.id, index)
+            found += [
+                replace(finding, region=(guest_node.id, index))
+                for finding in _region_findings(title, region, host)
+            ]
     return found
 
 

@@ -69,30 +69,26 @@ def _plan(spec: VmSpec, host: Host, ledger: Ledger) -> VmPlan:
             regions=(),
             warnings=(*((reason,) if reason else ()), *map(str, found)),
         )
+    return _admit_all(spec, host, ledger)
+
+
+def _admit_all(spec: VmSpec, host: Host, ledger: Ledger) -> VmPlan:
+    """Check and admit the regions, those with the fewest host nodes to choose from first."""
     found = findings(spec, host)
-    if any(finding.fatal for finding in found):
-        refusals = tuple(_refusal_of(finding) for finding in found if finding.fatal)
-        regions = [
-            _region(spec, node, index, region, host)[0]
-            for node in spec.guest_nodes
-            for index, region in enumerate(node.regions)
-        ]
-        return VmPlan(spec, tuple(regions), refusals, _warnings_of(found))
-    return _admit_all(spec, host, ledger, _warnings_of(found))
-
-
-def _admit_all(spec: VmSpec, host: Host, ledger: Ledger, warnings: tuple[str, ...]) -> VmPlan:
-    """Admit the regions, those with the fewest host nodes to choose from first."""
+    refusals = [_refusal_of(finding) for finding in found if finding.fatal]
+    notes = [str(finding) for finding in found if not finding.fatal]
+    impossible = {finding.region for finding in found if finding.fatal}
     order = [
         (node, index, region)
         for node in spec.guest_nodes
         for index, region in enumerate(node.regions)
     ]
     plans: dict[tuple[int, int], RegionPlan] = {}
-    refusals: list[Refusal] = []
-    notes = list(warnings)
     for node, index, region in sorted(order, key=lambda item: len(item[2].host_nodes) or 1 << 16):
         plan, warning = _region(spec, node, index, region, host)
+        plans[node.id, index] = plan
+        if None in impossible or (node.id, index) in impossible:
+            continue
         ask = Ask(region_title(spec, node.id, index), region, plan.strategy, plan.prefault)
         admission = admit(ask, host, ledger)
         ledger.take(admission.demand, region.page_size, movable=ask.movable)
@@ -123,10 +119,6 @@ def _region(
         prefault=choice.prefault,
     )
     return plan, choice.warning
-
-
-def _warnings_of(found: list[Finding]) -> tuple[str, ...]:
-    return tuple(str(finding) for finding in found if not finding.fatal)
 
 
 def _refusal_of(finding: Finding) -> Refusal:
