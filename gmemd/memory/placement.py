@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gmemd.host.model import Host, HostNode
-    from gmemd.plan.model import RegionPlan, Reserve
+    from gmemd.plan.admission import Reserve
+    from gmemd.plan.model import RegionPlan
 
 _SPREAD = frozenset({PolicyMode.INTERLEAVE, PolicyMode.WEIGHTED_INTERLEAVE})
 _PREFERENCE = frozenset({PolicyMode.PREFERRED, PolicyMode.PREFERRED_MANY})

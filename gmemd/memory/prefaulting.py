@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gmemd.host.model import Host
     from gmemd.memory.regions import Region
-    from gmemd.plan.model import Reserve
+    from gmemd.plan.admission import Reserve
 
 # Regions that share no node are prefaulted at the same time, this many at most; those that do
 # take turns, so that no guard reads figures that another helper is about to change.

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gmemd.host.model import Host
-    from gmemd.plan.model import RegionPlan, Reserve, VmPlan
+    from gmemd.plan.admission import Reserve
+    from gmemd.plan.model import RegionPlan, VmPlan
 
 _SHARED = GUEST_MEMFD_MMAP | GUEST_MEMFD_INIT_SHARED
 _PEER = "peer"

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gmemd.kernel import pages
+from gmemd.kernel.memfd import create_memfd
+from gmemd.kernel.mempolicy import MemPolicy
+from gmemd.memory.guard import Guard
+from gmemd.memory.prefault import PrefaultJob, PrefaultOutcome, prefault
+
+MIB = 1 << 20
+Job = Callable[..., PrefaultJob]
+never = threading.Event()
+
+
+def helper_pid() -> int:
+    """The one child of this thread."""
+    task = f"/proc/self/task/{threading.get_native_id()}/children"
+    (pid,) = Path(task).read_text().split()
+    return int(pid)
+
+
+def no_children() -> bool:
+    tasks = Path("/proc/self/task").iterdir()
+    return not any((task / "children").read_text().split() for task in tasks)
+
+
+def small_chunks(headroom: int = 2048 * MIB, root: str = "/") -> Guard:
+    """A guard whose headroom is about this, by its reserve: the chunks are small near it."""
+    if root != "/":
+        return Guard({0: 0}, root=root)
+    available = Guard({0: 0}).available()[0]
+    return Guard({0: max(0, available - headroom)})
+
+
+@pytest.mark.parametrize("flags", [0, 1, 3])
+def test_a_guest_memfd_of_any_flags_is_there_afterwards(
+    guest_memfd: Callable[..., int], job: Job, flags: int
+) -> None:
+    fd = guest_memfd(600 * MIB, flags=flags)
+    told: list[int] = []
+    result = prefault(job(fd), progress=told.append, cancel=never)
+    assert result.outcome is PrefaultOutcome.COMPLETE
+    assert result.allocated_bytes == 600 * MIB
+    assert pages.cachestat(fd, 0, 600 * MIB).pages == 600 * 256
+    assert told == sorted(told)
+    assert told[-1] == 600 * MIB
+    assert len(told) > 1
+    assert no_children()
+
+
+def test_a_memfd_is_there_afterwards(job: Job) -> None:
+    fd = create_memfd("test", 100 * MIB)
+    try:
+        result = prefault(job(fd), progress=lambda _: None, cancel=never)
+        assert result.outcome is PrefaultOutcome.COMPLETE
+        assert os.fstat(fd).st_blocks * 512 == 100 * MIB
+    finally:
+        os.close(fd)
+
+
+def test_a_range_is_allocated_and_nothing_beside_it(
+    guest_memfd: Callable[..., int], job: Job
+) -> None:
+    fd = guest_memfd(96 * MIB, flags=0)
+    range_of_it = job(fd, offset=32 * MIB, length=40 * MIB)
+    result = prefault(range_of_it, progress=lambda _: None, cancel=never)
+    assert result.allocated_bytes == 40 * MIB
+    assert pages.cachestat(fd, 0, 96 * MIB).pages == 40 * 256
+
+
+def test_the_helper_is_the_first_victim_and_runs_where_it_was_told(
+    guest_memfd: Callable[..., int], job: Job
+) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    seen: dict[str, str] = {}
+
+    def look(_: int) -> None:
+        proc = Path(f"/proc/{helper_pid()}")
+        seen["score"] = (proc / "oom_score_adj").read_text().strip()
+        seen["status"] = (proc / "status").read_text()
+        seen["numa_maps"] = (proc / "numa_maps").read_text()
+
+    placed = job(guest_memfd(300 * MIB, flags=0), cpus=frozenset({cpu}))
+    prefault(placed, progress=look, cancel=never)
+    assert seen["score"] == "1000"
+    assert f"Cpus_allowed_list:\t{cpu}\n" in seen["status"]
+    assert set(re.findall(r"^\w+ (\S+)", seen["numa_maps"], re.MULTILINE)) == {"bind:0"}
+
+
+def test_cpus_that_are_not_allowed_are_a_note(guest_memfd: Callable[..., int], job: Job) -> None:
+    impossible = job(guest_memfd(4 * MIB, flags=0), cpus=frozenset({8000}))
+    result = prefault(impossible, progress=lambda _: None, cancel=never)
+    assert result.outcome is PrefaultOutcome.COMPLETE
+    assert "AllowedCPUs" in result.notes[0]
+
+
+def test_cancelled_halfway_and_resumed(guest_memfd: Callable[..., int], job: Job) -> None:
+    fd = guest_memfd(1024 * MIB, flags=0)
+    cancel = threading.Event()
+    result = prefault(job(fd, guard=small_chunks()), progress=lambda _: cancel.set(), cancel=cancel)
+    assert result.outcome is PrefaultOutcome.CANCELLED
+    assert 0 < result.allocated_bytes < 1024 * MIB
+    assert no_children()
+    again = prefault(job(fd), progress=lambda _: None, cancel=never)
+    assert again.allocated_bytes == 1024 * MIB
+
+
+def test_a_helper_killed_from_outside_is_told_as_that(
+    guest_memfd: Callable[..., int], job: Job, open_fds: Callable[[], set[str]]
+) -> None:
+    fd = guest_memfd(1024 * MIB, flags=0)
+    before = open_fds()
+    result = prefault(
+        job(fd, guard=small_chunks()),
+        progress=lambda _: os.kill(helper_pid(), signal.SIGKILL),
+        cancel=never,
+    )
+    assert result.outcome is PrefaultOutcome.KILLED
+    assert result.detail == "SIGKILL"
+    assert result.allocated_bytes + result.needed_bytes == 1024 * MIB
+    assert result.needed_bytes > 0
+    assert open_fds() == before
+
+
+def test_interrupted_by_signals_it_goes_on(guest_memfd: Callable[..., int], job: Job) -> None:
+    def interrupt(_: int) -> None:
+        pid = helper_pid()
+        os.kill(pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGCONT)
+
+    fd = guest_memfd(512 * MIB, flags=0)
+    result = prefault(job(fd, guard=small_chunks()), progress=interrupt, cancel=never)
+    assert result.outcome is PrefaultOutcome.COMPLETE
+    assert result.allocated_bytes == 512 * MIB
+
+
+def test_it_stops_at_the_reserve(guest_memfd: Callable[..., int], job: Job) -> None:
+    fd = guest_memfd(512 * MIB, flags=0)
+    result = prefault(job(fd, guard=small_chunks(200 * MIB)), progress=lambda _: None, cancel=never)
+    assert result.outcome is PrefaultOutcome.STOPPED_AT_RESERVE
+    assert result.full_node == 0
+    assert result.reserve_bytes > 0
+    assert 0 < result.allocated_bytes < 512 * MIB
+    assert result.needed_bytes == 512 * MIB - result.allocated_bytes
+
+
+def test_a_node_that_fills_up_meanwhile_ends_it(
+    guest_memfd: Callable[..., int], job: Job, tmp_path: Path
+) -> None:
+    """The figures are read anew before each chunk: here a recorded tree that changes under it."""
+    zoneinfo = tmp_path / "proc/zoneinfo"
+    zoneinfo.parent.mkdir()
+    roomy = re.sub(r"pages free +\d+", "pages free 100000", Path("/proc/zoneinfo").read_text())
+    zoneinfo.write_text(roomy)
+
+    def fill(_: int) -> None:
+        full = tmp_path / "full"
+        full.write_text(re.sub(r"(pages free|nr_zone_(?:in)?active_file) +\d+", r"\1 0", roomy))
+        full.rename(zoneinfo)
+
+    fd = guest_memfd(512 * MIB, flags=0)
+    result = prefault(job(fd, guard=small_chunks(root=str(tmp_path))), progress=fill, cancel=never)
+    assert result.outcome is PrefaultOutcome.STOPPED_AT_RESERVE
+    assert 0 < result.allocated_bytes < 512 * MIB
+    assert result.available_bytes == 0
+
+
+def test_what_is_there_already_needs_no_room(guest_memfd: Callable[..., int], job: Job) -> None:
+    fd = guest_memfd(128 * MIB, flags=0)
+    prefault(job(fd), progress=lambda _: None, cancel=never)
+    no_room = Guard({0: 1 << 60})
+    result = prefault(job(fd, guard=no_room), progress=lambda _: None, cancel=never)
+    assert result.outcome is PrefaultOutcome.COMPLETE
+
+
+def test_a_policy_that_the_host_cannot_have_is_a_failure(
+    guest_memfd: Callable[..., int], job: Job
+) -> None:
+    offline = job(guest_memfd(4 * MIB, flags=0), task_policy=MemPolicy("bind", frozenset({1000})))
+    result = prefault(offline, progress=lambda _: None, cancel=never)
+    assert result.outcome is PrefaultOutcome.FAILED
+    assert result.detail.startswith("set_mempolicy: EINVAL")
+    assert result.allocated_bytes == 0
+
+
+def test_a_cgroup_that_is_none_is_a_failure(
+    guest_memfd: Callable[..., int], job: Job, tmp_path: Path
+) -> None:
+    nowhere = job(guest_memfd(4 * MIB, flags=0), cgroup=tmp_path / "nowhere")
+    result = prefault(nowhere, progress=lambda _: None, cancel=never)
+    assert result.outcome is PrefaultOutcome.FAILED
+    assert "joining cgroup" in result.detail
+
+
+def test_hugetlb_without_pages_says_that_the_pool_is_empty(job: Job) -> None:
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+    if not pool.exists() or int((pool / "free_hugepages").read_text()) != 0:
+        pytest.skip("needs an empty pool of 2 MiB pages")
+    fd = create_memfd("test", 8 * MIB, page_size=2 * MIB)
+    try:
+        result = prefault(
+            job(fd, page_size=2 * MIB, guard=None), progress=lambda _: None, cancel=never
+        )
+        assert result.outcome is PrefaultOutcome.POOL_EMPTY
+        assert result.allocated_bytes == 0
+    finally:
+        os.close(fd)
+
+
+DAEMON = """
+import os, sys, threading
+from pathlib import Path
+from gmemd.kernel.memfd import create_memfd
+from gmemd.kernel.mempolicy import MemPolicy
+from gmemd.memory.guard import Guard
+from gmemd.memory.prefault import PrefaultJob, prefault
+
+def told(_):
+    task = f"/proc/self/task/{threading.get_native_id()}/children"
+    print(Path(task).read_text(), flush=True)
+    threading.Event().wait()
+
+fd = create_memfd("test", 1 << 30)
+guard = Guard({0: max(0, Guard({0: 0}).available()[0] - (2 << 30))})
+cpus = frozenset(os.sched_getaffinity(0))
+job = PrefaultJob(fd, 0, 1 << 30, 4096, guard, MemPolicy("default"), cpus, cpus)
+prefault(job, progress=told, cancel=threading.Event())
+"""
+
+
+def test_the_helper_dies_with_the_daemon() -> None:
+    root = Path(__file__).parents[3]
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", DAEMON], stdout=subprocess.PIPE, text=True, cwd=root
+    )
+    assert daemon.stdout is not None
+    with daemon.stdout:
+        helper = os.pidfd_open(int(daemon.stdout.readline()))
+    try:
+        daemon.kill()
+        daemon.wait()
+        ended = select.poll()
+        ended.register(helper, select.POLLIN)
+        assert ended.poll(60_000)
+    finally:
+        os.close(helper)
