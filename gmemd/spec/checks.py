@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from gmemd.spec.model import Backend, PolicyMode, Source, Value
 from gmemd.spec.nodeset import format_nodeset
-from gmemd.spec.problems import Fault, KeyPath
+from gmemd.spec.problems import Fault, KeyPath, printable
 from gmemd.spec.resolve import Piece, pieces
-from gmemd.spec.scalars import NEAREST_DISTANCE
+from gmemd.spec.scalars import NEAREST_DISTANCE, VM_NAME
 from gmemd.spec.sizes import exact_size
 
 if TYPE_CHECKING:
@@ -75,10 +76,12 @@ class VmChecks:
         if vm.guest_nodes == ():
             yield Fault(("guest_nodes",), "must have at least one guest node")
         if vm.vm is not None and self._stem is not None and vm.vm != self._stem:
+            renamed = f"rename the file to {vm.vm}.yaml"
+            named = re.fullmatch(VM_NAME, self._stem) is not None
             yield Fault(
                 ("vm",),
-                f"must be the file's name without its ending, {self._stem}",
-                f"rename the file to {vm.vm}.yaml, or write vm: {self._stem}",
+                f"must be the file's name without its ending, {printable(self._stem)}",
+                f"{renamed}, or write vm: {self._stem}" if named else renamed,
             )
         yield from self._check_source()
         yield from self._check_one_of("owner")

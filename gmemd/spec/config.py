@@ -93,7 +93,12 @@ class AuditConfig(Section):
     """When memory is audited."""
 
     interval_seconds: Annotated[
-        Seconds, Field(alias="interval", description="The time from one audit of a VM to the next.")
+        Seconds,
+        Field(
+            alias="interval",
+            description="The time from one audit of a VM to the next.",
+            json_schema_extra={"default": "60s"},
+        ),
     ] = 60.0
 
 
@@ -101,10 +106,20 @@ class AdmissionConfig(Section):
     """What is kept free of every host node: the larger one of both."""
 
     reserve_ratio: Annotated[
-        Ratio, Field(alias="reserve", description="The part of a node's memory that stays free.")
+        Ratio,
+        Field(
+            alias="reserve",
+            description="The part of a node's memory that stays free.",
+            json_schema_extra={"default": "2%"},
+        ),
     ] = 0.02
     reserve_bytes: Annotated[
-        Bytes, Field(alias="reserve_minimum", description="What stays free at least.")
+        Bytes,
+        Field(
+            alias="reserve_minimum",
+            description="What stays free at least.",
+            json_schema_extra={"default": "256MiB"},
+        ),
     ] = 256 << 20
 
 

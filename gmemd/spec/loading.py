@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from gmemd.spec.checks import VmChecks
 from gmemd.spec.document import VmDocument
 from gmemd.spec.problems import Problem, SpecError, printable
 from gmemd.spec.resolve import resolve
+from gmemd.spec.scalars import VM_NAME
 from gmemd.spec.validate import validate
 from gmemd.spec.yamltree import LARGEST_FILE, Document, Place, read_document
 
@@ -29,9 +31,10 @@ VOLATILE = Path("/run")
 class Loaded:
     """What directories of VM specs hold.
 
-    ``failed_files`` can't be used, and ``failed_vms`` are their VMs: what they were before stays
-    in force. ``shadowed`` are pairs of a file that isn't read and the file of an earlier directory
-    that stands in its place. ``n_files`` counts the files that name VMs, good or bad.
+    ``failed_files`` can't be used, and ``failed_vms`` are their VMs: what these were before stays
+    in force. A file that no VM can be named after is among the problems only. ``shadowed`` are
+    pairs of a file that isn't read and the file of an earlier directory that stands in its place.
+    ``n_files`` counts the files that name VMs, good or bad.
     """
 
     specs: tuple[VmSpec, ...]
@@ -95,7 +98,8 @@ def load_directory(paths: Iterable[Path | str]) -> Loaded:
                 shadowed.append((path, earlier))
         except SpecError as error:
             problems += error.problems
-            failed.append(path)
+            if re.fullmatch(VM_NAME, path.stem):
+                failed.append(path)
     return Loaded(tuple(specs), tuple(problems), tuple(failed), tuple(shadowed), n_files=len(files))
 
 

@@ -50,8 +50,8 @@ class Fault:
 class Problem:
     """A fault with its place in a file. Lines and columns count from 1; 0 where there is none.
 
-    ``source`` is the line of the file that the place is in, ``width`` how many of its characters
-    are meant.
+    ``source`` is the line of the file that the place is in, as it is, ``width`` how many of its
+    characters are meant.
     """
 
     file: str
@@ -67,7 +67,8 @@ class Problem:
     @property
     def place(self) -> str:
         """FILE:LINE:COLUMN, or FILE alone where the file has no such place."""
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        file = printable(self.file, longest=None)
+        return f"{file}:{self.line}:{self.column}" if self.line else file
 
     def __str__(self) -> str:
         key = f"{self.key}: " if self.key else ""
@@ -76,15 +77,19 @@ class Problem:
 
 
 class SpecError(GmemdError):
-    """A VM spec, a configuration file or a directory of them that can't be used."""
+    """A VM spec, a configuration file or a directory of them that can't be used.
+
+    The message has a line for each problem; with several, each is followed by its own hint.
+    """
 
     exit_code = Exit.USAGE
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
-        super().__init__(
-            "\n".join(str(problem) for problem in problems),
-            hint=next((problem.hint for problem in problems if problem.hint), None),
-        )
+        if len(problems) == 1:
+            super().__init__(str(problems[0]), hint=problems[0].hint)
+        else:
+            hints = (f"\n  hint: {problem.hint}" if problem.hint else "" for problem in problems)
+            super().__init__("\n".join(map("".join, zip(map(str, problems), hints, strict=True))))
         self.problems = problems
 
 

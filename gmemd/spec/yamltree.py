@@ -96,14 +96,14 @@ class Document:
         has_line = 0 < place.line <= len(self.lines)
         self.problems.append(
             Problem(
-                file=printable(self.file, longest=None),
+                file=self.file,
                 line=place.line,
                 column=place.column,
                 key=spell_path(path),
                 value=value,
                 message=message,
                 hint=hint,
-                source=printable(self.lines[place.line - 1], longest=None) if has_line else "",
+                source=self.lines[place.line - 1] if has_line else "",
                 width=place.width,
             )
         )
