@@ -14,15 +14,17 @@ REPOSITORY = Path(__file__).parents[2]
 
 def scripts() -> list[str]:
     """All shell scripts of the checkout, by name or first line, relative to it."""
-    found = []
-    for folder in (".ci", "deploy", "tests"):
-        for path in sorted((REPOSITORY / folder).rglob("*")):
-            if path.is_file() and path.suffix in {"", ".sh"} and is_script(path):
-                found.append(str(path.relative_to(REPOSITORY)))
-    return found
+    paths = [
+        path
+        for folder in (".ci", "deploy", "tests")
+        for path in REPOSITORY.joinpath(folder).rglob("*")
+    ]
+    return sorted(str(path.relative_to(REPOSITORY)) for path in paths if is_script(path))
 
 
 def is_script(path: Path) -> bool:
+    if not path.is_file() or path.suffix not in {"", ".sh"}:
+        return False
     first = path.read_bytes().split(b"\n", 1)[0]
     return path.suffix == ".sh" or (first.startswith(b"#!") and first.endswith(b"sh"))
 
