@@ -8,13 +8,16 @@ import shutil
 import sys
 import termios
 import tty
-from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from tests.lab.errors import LabError
 from tests.lab.image import ensure_image, say
 from tests.lab.machine import VARIANTS
 from tests.lab.running import Lab, Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LAB_FAILED = 125
 """Exit code for failures of the lab itself, as docker and git bisect use it."""

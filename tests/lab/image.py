@@ -9,14 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from tests.lab.definition import GUEST_FILES, Definition
 from tests.lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 KEEP_UNUSED_SECONDS = 7 * 24 * 3600
 NEEDED_PROGRAMS = {
@@ -62,7 +64,7 @@ class Image:
 
 def release_key(release: str) -> tuple[int, ...]:
     """Orders kernel releases: "6.12.43+deb13-amd64" comes before "7.3.4+deb13-amd64"."""
-    numbers = release.split("-")[0].split("+")[0].split(".")
+    numbers = release.split("-", maxsplit=1)[0].split("+", maxsplit=1)[0].split(".")
     return tuple(int(number) if number.isdigit() else 0 for number in numbers)
 
 

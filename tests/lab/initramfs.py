@@ -1,15 +1,18 @@
-"""A small initramfs: the modules that the lab needs, busybox, and the script that finds the root."""
+"""A small initramfs: the modules that the lab needs, busybox, and a script that finds the root."""
 
 from __future__ import annotations
 
 import lzma
-
 import stat
-from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab.definition import GUEST_FILES
-from tests.lab.image import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from tests.lab.image import Image
 
 # crc32c is what ext4 wants by a soft dependency in kernels that have it as a module.
 WANTED_MODULES = (
@@ -53,7 +56,7 @@ def load_order(modules_dep: str, wanted: Iterable[str]) -> list[str]:
 
 def module_name(path: str) -> str:
     """The name the kernel uses: "kernel/fs/x/kvm-amd.ko.xz" is "kvm_amd"."""
-    return path.rsplit("/", 1)[-1].split(".ko")[0].replace("-", "_")
+    return path.rsplit("/", 1)[-1].split(".ko", maxsplit=1)[0].replace("-", "_")
 
 
 def build_initramfs(image: Image, release: str, target: Path) -> None:

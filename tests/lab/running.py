@@ -12,17 +12,19 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from tests.lab.definition import GUEST_FILES
 from tests.lab.errors import LabError
 from tests.lab.image import Image, cache_directory, ensure_image, say
 from tests.lab.initramfs import build_initramfs
 from tests.lab.machine import Boot, Variant, qemu_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 CHECKOUT = "/srv/gmemd"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -142,7 +144,7 @@ class Lab:
             self.variant, self._boot(image, fds), node_mebibytes=self.node_mebibytes
         )
         qemu_log = stack.enter_context((self._work / "qemu.log").open("wb"))
-        self._qemu = subprocess.Popen(  # noqa: S603
+        self._qemu = subprocess.Popen(
             command,
             stdin=None if self.terminal else subprocess.DEVNULL,
             stdout=None if self.terminal else qemu_log,
