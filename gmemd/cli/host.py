@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HELP = "Show this host's NUMA nodes and kernel features: what works here, and what to do if not."
 _JSON_VERSION = 1
 _SIGNS = {True: "✓", False: "✗", None: "?"}
+_ASCII_SIGNS = {True: "yes", False: "no ", None: "?  "}
 _STYLES = {True: "green", False: "red", None: "yellow"}
 
 
@@ -147,7 +148,7 @@ def _show_nodes(out: Console, host: Host) -> None:
         cells = [str(node.id), format_nodeset(node.cpus) or "none"]
         cells += _memory_cells(node)
         if movable:
-            cells.append(format_size(node.movable_bytes) if node.movable_bytes else "-")
+            cells.append(_movable_cell(node))
         cells += [_pool_cell(node, size) for size in sizes]
         if weighted:
             cells.append(str(node.interleave_weight))
@@ -170,6 +171,12 @@ def _memory_cells(node: HostNode) -> list[str]:
         format_size(node.placeable_available_bytes),
         format_size(node.placeable_free_bytes),
     ]
+
+
+def _movable_cell(node: HostNode) -> str:
+    if not node.movable_bytes:
+        return "-"
+    return f"{format_size(node.movable_available_bytes)} of {format_size(node.movable_bytes)}"
 
 
 def _pool_cell(node: HostNode, size: int) -> str:
@@ -202,7 +209,8 @@ def _show_features(out: Console, host: Host) -> None:
 def _show_feature(out: Console, feature: Feature, width: int, meaning: str) -> None:
     from rich.text import Text  # noqa: PLC0415  rich is imported only to draw
 
-    line = Text(_SIGNS[feature.supported], style=_STYLES[feature.supported])
+    signs = _SIGNS if out.encoding.lower().startswith("utf") else _ASCII_SIGNS
+    line = Text(signs[feature.supported], style=_STYLES[feature.supported])
     line.append(f" {feature.name:{width}}  {meaning}", style="default")
     out.print(line)
     if feature.supported:

@@ -84,15 +84,17 @@ class Ask:
 
 def admit(ask: Ask, host: Host, ledger: Ledger) -> Admission:
     """Hold one region against what is left. Takes nothing from the ledger."""
-    if ask.hugetlb:
+    if ask.spread:
+        admission = _admit_shares(ask, host, ledger)
+    elif ask.strict:
+        admission = _admit_together(ask, host, ledger)
+    else:
+        admission = _admit_softly(ask, host, ledger)
+    if ask.hugetlb and not admission.refusals:
         left = ledger.pool_room_left(ask.region.page_size)
         if ask.region.size_bytes > left:
             return Admission(refusals=(_host_wide_pool_refusal(ask, ledger, left),))
-    if ask.spread:
-        return _admit_shares(ask, host, ledger)
-    if ask.strict:
-        return _admit_together(ask, host, ledger)
-    return _admit_softly(ask, host, ledger)
+    return admission
 
 
 def shares(region: RegionSpec, host: Host) -> Mapping[int, int]:
@@ -237,7 +239,7 @@ def _refusal(ask: Ask, nodes: frozenset[int], needed: int, ledger: Ledger) -> Re
         reserve_bytes=sum(room.reserve_bytes for room in rooms.values()),
         message=(
             f"{ask.title} needs {format_size(needed)} on host {_nodes(nodes)}{share}, "
-            f"{format_size(needed - left)} more than {_has(nodes)} left ({sums})"
+            f"{format_size(needed - left)} more than {_they_have(nodes)} left ({sums})"
         ),
         hint=_hint(ask, nodes, needed - left),
     )
@@ -259,8 +261,9 @@ def _hint(ask: Ask, nodes: frozenset[int], short: int) -> str:
     if not ask.hugetlb:
         return "give the VM less memory, name another or one more host node, or free some there"
     node, pages, name = min(nodes), -(-short // size), f"hugepages-{size // 1024}kB"
+    added = f"{pages} huge {'page' if pages == 1 else 'pages'}"
     return (
-        f"add {pages} huge pages: raise /sys/devices/system/node/node{node}/hugepages/{name}/"
+        f"add {added}: raise /sys/devices/system/node/node{node}/hugepages/{name}/"
         f"nr_hugepages by {pages}, early after boot"
     )
 
@@ -279,7 +282,7 @@ def _host_wide_pool_refusal(ask: Ask, ledger: Ledger, left: int) -> Refusal:
         message=(
             f"{ask.title} needs {format_size(region.size_bytes)} in {format_size(size)} pages, "
             f"the whole host has {format_size(left)} in such pages left "
-            f"({reserved} are reserved by mappings)"
+            f"({reserved} of the free ones are reserved by mappings)"
         ),
         hint=_hint(ask, region.host_nodes, region.size_bytes - left),
     )
@@ -287,6 +290,10 @@ def _host_wide_pool_refusal(ask: Ask, ledger: Ledger, left: int) -> Refusal:
 
 def _nodes(nodes: frozenset[int]) -> str:
     return f"{'node' if len(nodes) == 1 else 'nodes'} {format_nodeset(nodes) or 'none'}"
+
+
+def _they_have(nodes: frozenset[int]) -> str:
+    return "it has" if len(nodes) == 1 else "they have"
 
 
 def _has(nodes: frozenset[int]) -> str:
