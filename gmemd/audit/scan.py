@@ -8,6 +8,7 @@ residency is counted before and after, and a difference on an idle region is an 
 from __future__ import annotations
 
 import errno
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -31,13 +32,15 @@ more. One of 32 MiB takes about 11 ms, which is how long a stop waits, and 64 Ki
 RESIDENCY_CHANGED = "residency_changed"
 PUNCHED_MEANWHILE = "punched_meanwhile"
 
-_EHWPOISON = 133
-_UNKNOWN = {
-    errno.EFAULT: ("private", "private to the guest: the host can't read its pages"),
-    _EHWPOISON: ("poisoned", "poisoned by a memory error"),
-    errno.ENODEV: ("unmappable", "made without the MMAP flag: only its size can be seen"),
+_BLOCK_BYTES = 512  # of st_blocks, whatever the file system
+_POISONED = 133  # EHWPOISON, which the errno module lacks before Python 3.14
+
+# Memory that is as it was asked for, and out of the host's sight: unknown, and no error.
+_OUT_OF_SIGHT = {
+    errno.EACCES: "confidential: never read, only its size is seen",
+    errno.EFAULT: "private to the guest: the host can't read its pages",
+    errno.ENODEV: "made without the MMAP flag: only its size can be seen",
 }
-_CONFIDENTIAL = "confidential: never read, only its size is seen"
 
 
 class AuditStoppedError(GmemdError):
@@ -71,12 +74,17 @@ class _Tally:
                 self.add_unknown(pages * self.page_size, number)
         self.exact = self.exact and scan.method != "mincore"
 
-    def add_unknown(self, unknown_bytes: int, number: int, what: str = "") -> None:
+    def add_unknown(self, unknown_bytes: int, number: int, message: str = "") -> None:
         """Count bytes whose node can't be seen, by the errno that said so."""
-        name = errno.errorcode.get(number, f"errno {number}")
-        word, reason = _UNKNOWN.get(number, (name.lower(), what or f"the kernel says {name}"))
         self.unknown_bytes += unknown_bytes
-        self.errors[word] += 1
+        reason = _OUT_OF_SIGHT.get(number)
+        if number == _POISONED:
+            self.errors["poisoned"] += 1
+            reason = "poisoned by a memory error"
+        elif reason is None:
+            name = errno.errorcode.get(number, f"errno {number}")
+            self.errors[name.lower()] += 1
+            reason = message or f"the kernel says {name}"
         self.reasons[reason] = None
 
 
@@ -103,23 +111,26 @@ def scan_region(
     ``stop`` is set.
     """
     tally = _Tally(page_size)
-    before = _resident_bytes(fd, 0, size_bytes)
+    before = _allocated_bytes(fd, size_bytes, page_size)
     step = max(window_bytes, page_size)
-    readable_still = readable
+    out_of_sight = None if readable else errno.EACCES
     for offset in range(0, size_bytes, step):
         if stop is not None and stop.is_set():
             raise AuditStoppedError(f"audit stopped at {offset} of {size_bytes} bytes")
         length = min(step, size_bytes - offset)
         if policy_kept and page_size == PAGE_SIZE:
             _read_policy(fd, offset, tally)
-        if readable_still:
-            readable_still = _scan_window(fd, offset, length, tally)
+        if out_of_sight is None:
+            out_of_sight = _scan_window(fd, offset, length, tally)
         else:
-            _count_unread(fd, offset, length, tally, readable=readable)
+            _count_unread(fd, offset, length, tally, number=out_of_sight)
         if progress is not None:
             progress(length)
-    if idle and before is not None and _resident_bytes(fd, 0, size_bytes) != before:
+    after = _allocated_bytes(fd, size_bytes, page_size)
+    if idle and after != before:
         tally.errors[RESIDENCY_CHANGED] += 1
+    if page_size != PAGE_SIZE and tally.reasons:
+        tally.unknown_bytes = max(0, (after or 0) - tally.by_node.total())
     policy, *others = tally.policies or [None]
     return RegionAudit(
         guest_node=guest_node,
@@ -136,6 +147,13 @@ def scan_region(
         exact=tally.exact,
         other_policies=tuple(other for other in others if other is not None),
     )
+
+
+def _allocated_bytes(fd: int, size_bytes: int, page_size: int) -> int | None:
+    """What the whole region has allocated; of huge pages the file's block count tells it."""
+    if page_size != PAGE_SIZE:
+        return os.fstat(fd).st_blocks * _BLOCK_BYTES
+    return _resident_bytes(fd, 0, size_bytes)
 
 
 def _resident_bytes(fd: int, offset: int, length: int) -> int | None:
@@ -160,8 +178,8 @@ def _read_policy(fd: int, offset: int, tally: _Tally) -> None:
     tally.policies[PolicyRead(found.mode, found.nodes, found.flags)] = None
 
 
-def _scan_window(fd: int, offset: int, length: int, tally: _Tally) -> bool:
-    """Scan one window; False if the region can't be mapped at all, so that no other tries."""
+def _scan_window(fd: int, offset: int, length: int, tally: _Tally) -> int | None:
+    """Scan one window; ENODEV if the region can't be mapped at all, so that no other tries."""
     try:
         if tally.page_size != PAGE_SIZE:
             scan = scan_huge_window(fd, offset, length, tally.page_size)
@@ -169,19 +187,16 @@ def _scan_window(fd: int, offset: int, length: int, tally: _Tally) -> bool:
             with Mapping(fd, offset, length, protection="read") as window:
                 scan = scan_window(window, 0, length)
     except KernelError as error:
-        unseen = _resident_bytes(fd, offset, length)
-        if unseen is None or unseen:
-            tally.add_unknown(unseen or 0, error.errno, error.message)
-        return error.errno != errno.ENODEV
+        _count_unread(fd, offset, length, tally, number=error.errno, message=error.message)
+        return error.errno if error.errno == errno.ENODEV else None
     tally.add(scan)
-    return True
+    return None
 
 
-def _count_unread(fd: int, offset: int, length: int, tally: _Tally, *, readable: bool) -> None:
-    """Count a window of a region that can't, or must not, be read."""
+def _count_unread(
+    fd: int, offset: int, length: int, tally: _Tally, *, number: int, message: str = ""
+) -> None:
+    """Count a window that can't, or must not, be read; a hole in it is no loss."""
     unseen = _resident_bytes(fd, offset, length)
-    if not unseen:
-        return
-    tally.unknown_bytes += unseen
-    if not readable:
-        tally.reasons[_CONFIDENTIAL] = None
+    if unseen is None or unseen:
+        tally.add_unknown(unseen or 0, number, message)
