@@ -63,7 +63,7 @@ def parse_numa_maps(text: str, path: str = "numa_maps") -> tuple[NumaMapsEntry, 
 
 
 def read_numa_maps(pid: int | str = "self", root: Path = Path("/")) -> tuple[NumaMapsEntry, ...]:
-    """Return the process' mappings; another process' numa_maps holds its locks. Raises ProcfsError."""
+    """Return the process' mappings; reading another's holds its locks. Raises ProcfsError."""
     path = root / f"proc/{pid}/numa_maps"
     return parse_numa_maps(read_text(path), str(path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,12 @@ _HEADER = re.compile(r"Node (\d{1,20}), zone +(\S+)", re.ASCII)
 _PROTECTION = re.compile(r"^ *protection: \(([\d, ]*)\)$", re.ASCII)
 _LINE = re.compile(r"^ *(?:pages )?(\w+) +(\d{1,20})$", re.ASCII)
 _NEEDED = ("free", "high", "managed")
+_NEEDED_IF_POPULATED = (
+    "nr_zone_inactive_file",
+    "nr_zone_active_file",
+    "nr_zone_write_pending",
+    "nr_free_cma",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,8 @@ def parse_zoneinfo(text: str, path: str = "/proc/zoneinfo") -> tuple[Zone, ...]:
 
     Per-CPU pagesets, most of the file on a big machine, are cut off unread.
     """
+    if not text.endswith("\n"):
+        raise ProcfsError(path, "cut short: its last line has no end" if text else "is empty")
     zones = tuple(_parse_zone(section, path) for section in _sections(text))
     if not zones:
         raise ProcfsError(path, "holds no zone")
@@ -56,7 +65,7 @@ def read_zoneinfo(root: Path = Path("/")) -> tuple[Zone, ...]:
 
 def _sections(text: str) -> list[str]:
     starts = [match.start() for match in re.finditer(r"^Node ", text, re.MULTILINE)]
-    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    return [text[start:end] for start, end in pairwise([*starts, None])]
 
 
 def _parse_zone(section: str, path: str) -> Zone:
@@ -81,7 +90,8 @@ def _parse_zone(section: str, path: str) -> Zone:
         if protected is not None:
             parts = [part for part in protected[1].split(",") if part.strip()]
             protection = tuple(parse_number(part, path) for part in parts)
-    missing = [name for name in _NEEDED if name not in counters]
+    needed = _NEEDED + (_NEEDED_IF_POPULATED if counters.get("managed") else ())
+    missing = [counter for counter in needed if counter not in counters]
     if protection is None:
         missing.append("protection")
     if missing or protection is None:
