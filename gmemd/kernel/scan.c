@@ -1,0 +1,295 @@
+/*
+ * Scans: which pages of a file's window are resident, and on which node each is. This continues
+ * kernel.c, whose calls it is made of.
+ */
+
+/* --- scan ----------------------------------------------------------------------------------- */
+
+/*
+ * A scan finds the resident pages of a mapped window and the node of each. The truth about
+ * residency is cachestat, which counts pages that were allocated and never touched, too; mincore,
+ * which doesn't know those, only saves cachestat calls where both count the same. A range is
+ * populated right after the look that found all of it resident, so that the instant in which a
+ * page could be punched and be made again is the shortest possible; a hole is never populated.
+ */
+struct scan {
+	int fd;
+	uint64_t offset;  /* of the window, in the file */
+	uint64_t address; /* of the window */
+	uint64_t page_size;
+	int use_cachestat;
+	int16_t *nodes; /* per page, or NULL */
+	struct gm_scan *out;
+};
+
+static void count_page(struct scan *scan, uint64_t page, int16_t node)
+{
+	struct gm_scan *out = scan->out;
+	uint64_t error = node < 0 && node > -GM_ERRNOS ? (uint64_t)-node : ERANGE;
+
+	out->resident++;
+	if (scan->nodes)
+		scan->nodes[page] = node;
+	if (node >= 0 && node < GM_NODES) {
+		out->by_node[node]++;
+		if (out->nodes_end <= (uint64_t)node)
+			out->nodes_end = (uint64_t)node + 1;
+		return;
+	}
+	out->errors[error]++;
+	if (out->errors_end <= error)
+		out->errors_end = error + 1;
+}
+
+static int64_t populate_read(uint64_t address, uint64_t length)
+{
+	int64_t result;
+
+	do {
+		result = gm_madvise(address, length, MADV_POPULATE_READ);
+	} while (result == -EINTR);
+	return result;
+}
+
+/* One bad page (poisoned, private) fails a whole populate: halve until it stands alone. */
+static void populate_around(struct scan *scan, uint64_t page, uint64_t count, int16_t *failed)
+{
+	uint64_t half = count / 2;
+	int64_t result = populate_read(scan->address + page * scan->page_size,
+				       count * scan->page_size);
+
+	if (result == 0)
+		return;
+	if (count == 1) {
+		*failed = (int16_t)result;
+		return;
+	}
+	populate_around(scan, page, half, failed);
+	populate_around(scan, page + half, count - half, failed + half);
+}
+
+/* Populates up to BATCH resident pages and counts them by node. */
+static int64_t take_run(struct scan *scan, uint64_t page, uint64_t count)
+{
+	int16_t failed[BATCH] = {0}, nodes[BATCH];
+	int64_t result;
+	uint64_t i;
+
+	populate_around(scan, page, count, failed);
+	result = query_batch(scan->address + page * scan->page_size, count, scan->page_size, nodes);
+	if (result < 0)
+		return result;
+	for (i = 0; i < count; i++)
+		count_page(scan, page + i, nodes[i] < 0 && failed[i] ? failed[i] : nodes[i]);
+	return 0;
+}
+
+static int64_t cached_pages(const struct scan *scan, uint64_t page, uint64_t count)
+{
+	struct gm_cachestat stat;
+	int64_t result = gm_cachestat(scan->fd, scan->offset + page * scan->page_size,
+				      count * scan->page_size, &stat);
+
+	return result < 0 ? result : (int64_t)stat.cache;
+}
+
+static int64_t take_marked(struct scan *scan, uint64_t page, uint64_t count,
+			   const unsigned char *marks)
+{
+	uint64_t start, end;
+	int64_t result;
+
+	for (start = 0; start < count; start = end) {
+		for (end = start; end < count && (marks[end] & 1) == (marks[start] & 1);)
+			end++;
+		if (!(marks[start] & 1))
+			continue;
+		result = take_run(scan, page + start, end - start);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+static int64_t mark_resident(const struct scan *scan, uint64_t page, uint64_t count,
+			     unsigned char *marks)
+{
+	int64_t result = gm_mincore(scan->address + page * scan->page_size,
+				    count * scan->page_size, marks);
+	uint64_t i, marked = 0;
+
+	for (i = 0; result == 0 && i < count; i++)
+		marked += marks[i] & 1;
+	return result < 0 ? result : (int64_t)marked;
+}
+
+/* Up to BATCH pages: all, none, as mincore says if it counts the same, or else each half. */
+static int64_t scan_range(struct scan *scan, uint64_t page, uint64_t count)
+{
+	unsigned char marks[BATCH];
+	int64_t cached = cached_pages(scan, page, count), marked, result;
+
+	if (cached <= 0)
+		return cached;
+	if ((uint64_t)cached >= count)
+		return take_run(scan, page, count);
+	marked = mark_resident(scan, page, count, marks);
+	if (marked < 0)
+		return marked;
+	if (marked == cached)
+		return take_marked(scan, page, count, marks);
+	result = scan_range(scan, page, count / 2);
+	if (result < 0)
+		return result;
+	return scan_range(scan, page + count / 2, count - count / 2);
+}
+
+static int64_t scan_range_by_mincore(struct scan *scan, uint64_t page, uint64_t count)
+{
+	unsigned char marks[BATCH];
+	int64_t marked = mark_resident(scan, page, count, marks);
+
+	if (marked <= 0)
+		return marked;
+	return take_marked(scan, page, count, marks);
+}
+
+/* Chooses the look: 1 cachestat, 0 mincore, -errno where neither tells the truth. */
+static int64_t choose_look(const struct scan *scan)
+{
+	int64_t result = -ENOSYS;
+
+	if (scan->use_cachestat)
+		result = cached_pages(scan, 0, 1);
+	if (result >= 0)
+		return 1;
+	if (result == -EOPNOTSUPP)
+		return result;
+	result = gm_mincore_honest(scan->fd);
+	if (result < 0)
+		return result;
+	return result ? 0 : -EPERM;
+}
+
+int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int use_cachestat,
+		int16_t *nodes, struct gm_scan *out)
+{
+	struct scan scan = {.fd = fd, .offset = offset, .address = address,
+			    .page_size = base_page_size(), .use_cachestat = use_cachestat,
+			    .nodes = nodes, .out = out};
+	uint64_t pages = length / scan.page_size, page, count;
+	int64_t result;
+
+	memset(out, 0, sizeof(*out));
+	for (page = 0; nodes && page < pages; page++)
+		nodes[page] = GM_ABSENT;
+	if (pages == 0)
+		return 0;
+	result = choose_look(&scan);
+	if (result < 0)
+		return result;
+	out->by_cachestat = (uint64_t)result;
+	if (out->by_cachestat && pages > BATCH && cached_pages(&scan, 0, pages) == 0)
+		return 0;
+	for (page = 0; page < pages; page += count) {
+		count = pages - page < BATCH ? pages - page : BATCH;
+		result = out->by_cachestat ? scan_range(&scan, page, count)
+					   : scan_range_by_mincore(&scan, page, count);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+/* --- scan of huge pages --------------------------------------------------------------------- */
+
+/*
+ * hugetlbfs answers neither cachestat nor (for unmapped pages) mincore, and populating makes
+ * holes into pages. UFFDIO_CONTINUE maps a page that exists and fails with EFAULT for a hole.
+ */
+static int64_t open_minor_faults(uint64_t address, uint64_t length)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MINOR_HUGETLBFS};
+	struct uffdio_register request = {
+		.range = {.start = address, .len = length},
+		.mode = UFFDIO_REGISTER_MODE_MINOR,
+	};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+
+	if (fd < 0)
+		return -(int64_t)errno;
+	if (ioctl(fd, UFFDIO_API, &api) < 0 || ioctl(fd, UFFDIO_REGISTER, &request) < 0) {
+		int64_t error = -(int64_t)errno;
+
+		close(fd);
+		return error;
+	}
+	return fd;
+}
+
+/* 1: the page exists and is mapped now; 0: a hole; -errno: it exists or may exist, unmapped. */
+static int64_t map_existing(int uffd, uint64_t address, uint64_t page_size)
+{
+	struct gm_uffdio_continue request;
+	int64_t result;
+
+	do {
+		request = (struct gm_uffdio_continue){
+			.range = {.start = address, .len = page_size},
+			.mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
+		};
+		result = result_of(ioctl(uffd, GM_UFFDIO_CONTINUE, &request));
+	} while (result == -EAGAIN || result == -EINTR);
+	if (result == 0 || result == -EEXIST)
+		return 1;
+	return result == -EFAULT ? 0 : result;
+}
+
+static int64_t scan_huge_mapped(struct scan *scan, int uffd, uint64_t pages)
+{
+	uint64_t page;
+
+	for (page = 0; page < pages; page++) {
+		uint64_t address = scan->address + page * scan->page_size;
+		int64_t found = map_existing(uffd, address, scan->page_size);
+		int16_t node = (int16_t)found;
+
+		if (found == 0)
+			continue;
+		if (found > 0) {
+			int64_t result = query_batch(address, 1, scan->page_size, &node);
+
+			if (result < 0)
+				return result;
+		} else if (found != -EHWPOISON) {
+			return found;
+		}
+		count_page(scan, page, node);
+	}
+	return 0;
+}
+
+int64_t gm_scan_huge(int fd, uint64_t offset, uint64_t length, uint64_t page_size,
+		     int16_t *nodes, struct gm_scan *out)
+{
+	struct scan scan = {.fd = fd, .offset = offset, .page_size = page_size,
+			    .nodes = nodes, .out = out};
+	uint64_t pages = length / page_size, page;
+	int64_t address, uffd, result;
+
+	memset(out, 0, sizeof(*out));
+	for (page = 0; nodes && page < pages; page++)
+		nodes[page] = GM_ABSENT;
+	address = gm_mmap(fd, offset, length, PROT_READ, 1);
+	if (address < 0)
+		return address;
+	scan.address = (uint64_t)address;
+	uffd = open_minor_faults(scan.address, length);
+	result = uffd;
+	if (uffd >= 0) {
+		result = scan_huge_mapped(&scan, (int)uffd, pages);
+		close((int)uffd);
+	}
+	gm_munmap(scan.address, length);
+	return result;
+}
