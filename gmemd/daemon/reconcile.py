@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 LONGEST_PASS_SECONDS = 30.0
+SHORTEST_PAUSE_SECONDS = 0.05
 RELEASE_FIRST = "remove the file and reload to release its memory, then put the file back"
 
 
@@ -148,45 +149,46 @@ class Reconciler:
                 self._look_at(vm)
             except Exception:
                 log.exception("%s: looking at it failed", name)
-                vm.fail("internal error", "the daemon's log has the traceback")
+                vm.fail("internal", "internal error", "the daemon's log has the traceback")
         self.publish()
 
     def _pause_seconds(self) -> float:
         """How long nothing is due."""
-        now = time.monotonic()
-        due = [self._longest_pause_seconds, self._host_due - now]
+        due = [time.monotonic() + self._longest_pause_seconds]
+        if self._host_task is None:
+            due.append(self._host_due)
         for vm in self.vms.values():
             if vm.busy:
-                due.append(PROGRESS_SECONDS)
+                due.append(time.monotonic() + PROGRESS_SECONDS)
             elif vm.regions:
-                due.append(vm.audit_due - now)
-            if vm.busy:
-                continue
-            if vm.state is VmState.FAILED and vm.spec is not None:
-                due.append(vm.retry_at - now)
-        return max(0.0, min(due))
+                due.append(vm.audit_due)
+                if self.desired.specs.get(vm.name) not in (vm.spec, vm.pending_spec):
+                    due.append(vm.retry_at)
+            elif vm.state is VmState.FAILED and vm.spec is not None:
+                due.append(vm.retry_at)
+        return max(SHORTEST_PAUSE_SECONDS, min(due) - time.monotonic())
 
     def _look_at(self, vm: ManagedVm) -> None:
         """Start what one VM needs next, if anything."""
         spec = self.desired.specs.get(vm.name)
         vm.problem = self.desired.broken.get(vm.name)
         if vm.busy:
-            if spec is None or (vm.state is VmState.PROVISIONING and spec != vm.spec):
+            if spec is None or (not vm.regions and spec != vm.spec):
                 vm.cancel.set()
         elif vm.name not in self.desired.names:
             self._let_go(vm)
         elif spec is None:
-            vm.spec = None
+            vm.ask(None)
             if vm.problem is not None:
-                self._enter(vm, VmState.FAILED, str(vm.problem), vm.problem.hint or "")
+                vm.enter(VmState.FAILED, str(vm.problem), vm.problem.hint or "")
         elif vm.regions:
             self._keep(vm, spec)
         elif (reason := waiting_reason(spec)) is not None:
-            vm.spec, vm.plan = spec, None
+            vm.ask(spec)
             self._enter(vm, VmState.WAITING, reason)
         else:
             if spec != vm.spec:
-                vm.spec, vm.attempts, vm.retry_at = spec, 0, 0.0
+                vm.ask(spec)
             if vm.retry_at <= time.monotonic():
                 self._start(vm, self._provision(vm, spec))
 
@@ -222,11 +224,12 @@ class Reconciler:
         try:
             await work
         except GmemdError as error:
-            if vm.fail(error.message, error.hint or ""):
+            reason = str(getattr(error, "reason", type(error).__name__))
+            if vm.fail(reason, error.message, error.hint or ""):
                 log.error("%s: %s%s", vm.name, error.message, _hint(error))  # noqa: TRY400
         except Exception:
             log.exception("%s: unexpected failure", vm.name)
-            vm.fail("internal error", "the daemon's log has the traceback")
+            vm.fail("internal", "internal error", "the daemon's log has the traceback")
         finally:
             self._wake.set()
 
@@ -256,10 +259,12 @@ class Reconciler:
     async def _provision(self, vm: ManagedVm, spec: VmSpec) -> None:
         """Plan, admit, make and audit a VM's memory."""
         vm.audit = vm.drift = None
-        self._enter(vm, VmState.PROVISIONING)
+        if vm.state is not VmState.FAILED:
+            self._enter(vm, VmState.PROVISIONING)
         host = await self._admit(vm, spec)
         if host is None or vm.plan is None:
             return
+        self._enter(vm, VmState.PROVISIONING)
 
         def note(progress: Progress) -> None:
             vm.progress = progress
@@ -299,8 +304,9 @@ class Reconciler:
         if vm.plan.admitted:
             return host
         worst = vm.plan.refusals[0]
-        if vm.fail("; ".join(refusal.message for refusal in vm.plan.refusals), worst.hint):
-            log.warning("%s: not admitted: %s", vm.name, vm.message)
+        message = "; ".join(refusal.message for refusal in vm.plan.refusals)
+        if vm.fail(f"refused-{worst.reason}", message, worst.hint):
+            log.warning("%s: not admitted: %s", vm.name, message)
         return None
 
     async def _audit(self, vm: ManagedVm) -> None:

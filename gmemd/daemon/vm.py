@@ -52,6 +52,7 @@ class ManagedVm:
     progress: Progress | None = None
     cancel: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] | None = None
+    failure: str = ""
     attempts: int = 0
     retry_at: float = 0.0
     audit: VmAudit | None = None
@@ -72,13 +73,22 @@ class ManagedVm:
         self.state, self.message, self.hint = state, message, hint
         return changed
 
-    def fail(self, message: str, hint: str) -> bool:
-        """Record a failed attempt, and when to try again; True where it is news."""
+    def fail(self, reason: str, message: str, hint: str = "") -> bool:
+        """Record a failed attempt, and when to try again; True where it is news.
+
+        ``reason`` is one word: figures in a message may differ from one attempt to the next.
+        """
         self.progress = None
         delay = min(FIRST_RETRY_SECONDS * 2 ** min(self.attempts, 16), LONGEST_RETRY_SECONDS)
         self.attempts += 1
         self.retry_at = time.monotonic() + delay
-        return self.enter(VmState.FAILED, message, hint)
+        news, self.failure = reason != self.failure, reason
+        self.enter(VmState.FAILED, message, hint)
+        return news
+
+    def ask(self, spec: VmSpec | None) -> None:
+        """Take on a spec for memory that isn't there yet; what failed before counts no more."""
+        self.spec, self.plan, self.failure, self.attempts, self.retry_at = spec, None, "", 0, 0.0
 
     def postpone(self, spec: VmSpec, why: str) -> None:
         """Leave a newer spec for later, and say why."""
@@ -120,8 +130,7 @@ class ManagedVm:
 
     def settle(self) -> bool:
         """Go to ready or degraded, by what is known of the memory; True where it is news."""
-        self.progress = None
-        self.attempts = 0
+        self.progress, self.failure, self.attempts = None, "", 0
         for message, hint in self._shortcomings():
             return self.enter(VmState.DEGRADED, message, hint)
         return self.enter(VmState.READY)
