@@ -49,8 +49,9 @@ def load_order(modules_dep: str, wanted: Iterable[str]) -> list[str]:
             order.append(path)
 
     for name in wanted:
-        if path := by_name.get(module_name(name)):
-            add(path)
+        found = by_name.get(module_name(name))
+        if found is not None:
+            add(found)
     return order
 
 

@@ -46,13 +46,15 @@ class Terminal:
 class Lab:
     """A machine that runs one command; a context manager that ends it, whatever happens.
 
-    ``share`` is a folder that the inside sees as /run/lab. ``poll`` gives the exit code when the
-    command is done and the machine is off, or raises LabError saying how it ended instead.
+    ``share`` is a folder that the inside sees as /run/lab; ``files`` are put there, by name, before
+    it boots. ``poll`` gives the exit code when the command is done and the machine is off, or
+    raises LabError saying how it ended instead.
     """
 
     variant: Variant
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     node_mebibytes: int = 1024
     stdout: BinaryIO | None = None
     stderr: BinaryIO | None = None
@@ -176,6 +178,8 @@ class Lab:
         )
 
     def _fill_share(self) -> None:
+        for name, text in self.files.items():
+            (self.share / name).write_text(text)
         for name in ("agent.sh", "lab.target", "lab-command.service"):
             shutil.copy(GUEST_FILES / name, self.share / name)
         settings = {

@@ -1,24 +1,19 @@
 """A node that has only movable memory: ``python -m tests.lab run --variant movable``."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from gmemd.kernel.bind import BindOutcome, bind_range
 from gmemd.kernel.mempolicy import MemPolicy
 
+pytestmark = pytest.mark.lab(variant="movable")
+
 SIZE = 4 << 20
 PAGES = SIZE // 4096
 MOVABLE = frozenset({4})
 
 Place = Callable[..., dict[int, int]]
-
-
-@pytest.fixture(autouse=True)
-def _movable_node() -> None:
-    if not Path("/sys/devices/system/node/node4").exists():
-        pytest.skip("needs the lab's variant with a movable-only node 4")
 
 
 @pytest.mark.parametrize("mode", ["bind", "preferred", "interleave"])

@@ -1,0 +1,228 @@
+"""On the host: tests that need the lab run there, and report here as if they had run here.
+
+A test belongs to the lab by its folder (`LAB_FOLDERS`), by ``@pytest.mark.lab(variant=…)``, or
+because this host lacks what ``@pytest.mark.needs("kvm", …)`` names. Each variant is booted once,
+and pytest inside streams its reports through the share.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.lab.errors import LabError
+from tests.lab.image import cache_directory
+from tests.lab.machine import VARIANTS
+from tests.lab.pytest_guest import REPORTS_FILE, TESTS_FILE, TESTS_VARIABLE
+from tests.lab.running import POLL_SECONDS, REPOSITORY, Lab
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+    from pathlib import Path
+
+LAB_FOLDERS = {"tests/numa": "default", "tests/service": "systemd"}
+# What takes seconds on a machine takes minutes in an emulated one.
+TEST_SECONDS = 900
+SILENCE_SECONDS = TEST_SECONDS + 120
+
+
+class LabRouting:
+    """The plugin: takes the lab's tests out of the host's loop and runs them in their machines."""
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Leaves the lab's tests out if that is asked for."""
+        if config.getoption("no_lab"):
+            config.hook.pytest_deselected(items=[item for item in items if variant_of(item)])
+            items[:] = [item for item in items if not variant_of(item)]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """The host's own tests first, then one machine for each variant that has tests."""
+        everything = list(session.items)
+        in_lab = {item: variant_of(item) for item in everything}
+        if not session.config.option.collectonly:
+            session.items[:] = [item for item in everything if in_lab[item] is None]
+        try:
+            result = yield
+            if not session.config.option.collectonly:
+                for variant in VARIANTS:
+                    if items := [item for item in everything if in_lab[item] == variant]:
+                        LabSession(session, variant, items).run()
+        finally:
+            session.items[:] = everything
+        return result
+
+
+def variant_of(item: pytest.Item) -> str | None:
+    """The variant of the lab that a test runs in; None if it runs on this host."""
+    folder = next((name for name in LAB_FOLDERS if item.nodeid.startswith(f"{name}/")), None)
+    marker = item.get_closest_marker("lab")
+    if marker is not None:
+        variant = marker.kwargs.get("variant", LAB_FOLDERS.get(folder or "", "default"))
+        if variant not in VARIANTS:
+            raise pytest.UsageError(f"{item.nodeid}: the lab has no variant {variant!r}")
+        return str(variant)
+    if folder is not None:
+        return LAB_FOLDERS[folder]
+    needed = {name for mark in item.iter_markers("needs") for name in mark.args}
+    return "default" if needed - host_features() else None
+
+
+@functools.cache
+def host_features() -> frozenset[str]:
+    """The kernel features that this host has, by the names that `gmemd host` uses."""
+    from gmemd.host.features import probe_features  # noqa: PLC0415
+
+    return frozenset(name for name, feature in probe_features().items() if feature.supported)
+
+
+class LabSession:
+    """One machine's tests: their reports as they come, and an error for each that didn't."""
+
+    def __init__(self, session: pytest.Session, variant: str, items: Sequence[pytest.Item]) -> None:
+        self._session = session
+        self._variant = variant
+        self._items = {item.nodeid: item for item in items}
+        self._unfinished = dict(self._items)
+        self._running: str | None = None
+        self._complaints: list[str] = []
+
+    def run(self) -> None:
+        """Boots, runs, and reports every test. Raises as pytest's own loop does on -x."""
+        config = self._session.config
+        with _terminal(config, f"lab, variant {self._variant}: {len(self._items)} tests"):
+            try:
+                code = self._run_machine()
+                problem = f"the lab's pytest ended with exit code {code} before this test"
+            except LabError as error:
+                problem = error.explain()
+            log = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+            for nodeid in list(self._unfinished):
+                self._report_lost(nodeid, problem, log)
+        self._stop_if_asked()
+
+    @property
+    def log_path(self) -> Path:
+        """What pytest printed inside."""
+        return cache_directory() / f"pytest-{self._variant}.log"
+
+    def _run_machine(self) -> int:
+        with ExitStack() as stack:
+            cache_directory().mkdir(parents=True, exist_ok=True)
+            log = stack.enter_context(self.log_path.open("wb"))
+            lab = Lab(
+                VARIANTS[self._variant],
+                self._command(),
+                environment={TESTS_VARIABLE: "/run/lab"},
+                stdout=log,
+                stderr=log,
+                files={TESTS_FILE: json.dumps(list(self._items))},
+            )
+            stack.enter_context(lab)
+            reports = ReportStream(lab.share / REPORTS_FILE)
+            while True:
+                code = lab.poll()
+                for line in reports.new_lines():
+                    self._take(json.loads(line))
+                    self._stop_if_asked()
+                if code is not None:
+                    return code
+                if reports.silent_seconds() > SILENCE_SECONDS:
+                    raise LabError(
+                        f"no report came for {SILENCE_SECONDS} s", detail=lab.console_tail()
+                    )
+                time.sleep(POLL_SECONDS)
+
+    def _command(self) -> list[str]:
+        config = self._session.config
+        files = sorted({str(item.path.relative_to(REPOSITORY)) for item in self._items.values()})
+        command = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += ["-o", f"timeout={TEST_SECONDS}", f"--tb={config.option.tbstyle}"]
+        return command + files
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if nodeid := message.get("started"):
+            self._running = nodeid
+            if item := self._items.get(nodeid):
+                item.ihook.pytest_runtest_logstart(nodeid=nodeid, location=item.location)
+            return
+        if complaint := message.get("not_collected"):
+            self._complaints.append(complaint)
+            return
+        config = self._session.config
+        report = config.hook.pytest_report_from_serializable(config=config, data=message["report"])
+        item = self._items[report.nodeid]
+        item.ihook.pytest_runtest_logreport(report=report)
+        if report.when == "teardown":
+            item.ihook.pytest_runtest_logfinish(nodeid=report.nodeid, location=item.location)
+            self._unfinished.pop(report.nodeid)
+            self._running = None
+
+    def _report_lost(self, nodeid: str, problem: str, log: str) -> None:
+        """An error for a test without a result: in the lab's words, and where it was running."""
+        item = self._unfinished.pop(nodeid)
+        while_running = "this test was running\n" if nodeid == self._running else ""
+        tail = "\n".join(log.splitlines()[-30:])
+        report = pytest.TestReport(
+            nodeid=nodeid,
+            location=item.location,
+            keywords={},
+            outcome="failed",
+            longrepr="\n".join([while_running + problem, *self._complaints, tail]),
+            when="setup",
+        )
+        item.ihook.pytest_runtest_logreport(report=report)
+
+    def _stop_if_asked(self) -> None:
+        if self._session.shouldfail:
+            raise self._session.Failed(self._session.shouldfail)
+        if self._session.shouldstop:
+            raise self._session.Interrupted(self._session.shouldstop)
+
+
+class ReportStream:
+    """Lines as they are appended to a file; a line is given when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._newest = time.monotonic()
+
+    def new_lines(self) -> Iterator[str]:
+        """The whole lines that came since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole:
+            self._offset += len(whole)
+            self._newest = time.monotonic()
+        yield from whole.decode().splitlines()
+
+    def silent_seconds(self) -> float:
+        """The time since a line came."""
+        return time.monotonic() - self._newest
+
+
+@contextmanager
+def _terminal(config: pytest.Config, line: str) -> Iterator[None]:
+    """Writes a line, and lets what the lab says about itself through pytest's capturing."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.ensure_newline()
+        reporter.write_line(line)
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with ExitStack() as stack:
+        if capture is not None:
+            stack.enter_context(capture.global_and_fixture_disabled())
+        yield
