@@ -32,6 +32,9 @@ def matrix_lines(
     that hold or may hold any of the VM's memory always have one.
     """
     used = _host_nodes_of(vm)
+    if all(guest_node["drift"] is None for guest_node in vm["guest_nodes"]):
+        yield _summary(vm)
+        return
     every = sorted(used | set(host_nodes))
     for columns in (every, sorted(used)):
         whole = _whole(vm, columns)
@@ -133,7 +136,7 @@ def _add_summary_columns(drawn: Table) -> None:
 
 def _summary_cells(guest_node: Mapping[str, Any]) -> list[str | Text]:
     drift = guest_node["drift"]
-    resident = format_size(drift["resident"]) if drift is not None else UNSEEN
+    resident = format_size(drift["resident"]) if drift is not None else "-"
     return [
         str(guest_node["id"]),
         format_size(guest_node["memory"]),
@@ -157,7 +160,7 @@ def policy_words(regions: Sequence[Mapping[str, Any]]) -> str:
 def drift_words(drift: Mapping[str, Any] | None) -> str | Text:
     """What drifts, as short as can be: misplaced share, shares off, policy changed."""
     if drift is None:
-        return "not audited"
+        return "-"
     words = []
     if drift["misplaced"] or drift["share_error_ratio"] is None:
         words.append(percent(drift["drift_ratio"]) if drift["resident"] else "-")
@@ -184,7 +187,7 @@ def _cell(guest_node: Mapping[str, Any], node: int, *, between: str) -> str | Te
     drift = guest_node["drift"]
     allowed = node in _allowed(guest_node)
     if drift is None:
-        return UNSEEN if allowed else "-"
+        return UNSEEN
     size = int(drift["by_node"].get(str(node), 0))
     if not size:
         return "0" if allowed else "-"

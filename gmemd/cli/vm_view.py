@@ -102,9 +102,9 @@ def _remarks(vm: Mapping[str, Any], *, detailed: bool) -> Iterator[tuple[str, st
 def _regions(vm: Mapping[str, Any]) -> Table:
     """The regions with their strategies."""
     drawn = table()
-    for heading in ("guest node", "region", "size"):
+    for heading in ("guest\nnode", "region", "size"):
         drawn.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("backend", "pages", "policy", "strategy", "kernel policy"):
+    for heading in ("memory", "policy", "strategy", "kernel holds"):
         drawn.add_column(heading)
     for node in vm["guest_nodes"]:
         for region in node["regions"]:
@@ -113,8 +113,7 @@ def _regions(vm: Mapping[str, Any]) -> Table:
                 str(node["id"]),
                 str(region["index"]),
                 format_size(region["size"]),
-                region["backend"],
-                format_size(region["page_size"]),
+                f"{region['backend']} {format_size(region['page_size'])}",
                 policy.removesuffix(" -"),
                 region["strategy"],
                 _kernel_policy(region),
@@ -130,7 +129,7 @@ def _kernel_policy(region: Mapping[str, Any]) -> str:
         words.append(f"{read['mode']} {nodes(read['host_nodes'])}".removesuffix(" -"))
     if region["policy_outcome"] not in (None, "applied"):
         words.append(region["policy_outcome"])
-    return ", ".join(words) or "none"
+    return ", ".join(words) or "no policy"
 
 
 def _notes(vm: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -165,6 +164,10 @@ def _cpu(audit: Mapping[str, Any]) -> str:
 
 def _print_labelled(out: Console, lines: Iterator[tuple[str, str]]) -> None:
     """Print label and text; long text is wrapped beside its label."""
+    if not out.is_terminal:
+        for label, text in lines:
+            out.print(f"  {label}: {text}", soft_wrap=True)
+        return
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column()

@@ -29,8 +29,10 @@ from gmemd.spec.problems import SpecError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gmemd.daemon.desired import Desired
     from gmemd.daemon.interface import ReloadResult
     from gmemd.export.snapshot import Snapshot, VmStatus
+    from gmemd.spec.problems import Problem
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +136,7 @@ class Daemon:
         desired = await self._workers.read(read_desired, self._config.vms_directories)
         self._log_problems(desired.problems)
         self._reconciler.want(desired)
-        self._note_reload(successful=not desired.problems, problems=len(desired.problems))
+        self._note_reload(desired)
         self._reconciler.look_at_all()
         await server.start_serving()
         log.info(
@@ -196,18 +198,20 @@ class Daemon:
         self._reconciler.reserve = _reserve(config)
         self._reconciler.audit_interval_seconds = config.audit.interval_seconds
         self._reconciler.want(desired)
-        self._note_reload(successful=not desired.problems, problems=len(desired.problems))
+        self._note_reload(desired)
         self._reconciler.look_at_all()
         return result
 
-    def _note_reload(self, *, successful: bool, problems: int) -> None:
+    def _note_reload(self, desired: Desired) -> None:
+        """Have the snapshot tell which files were broken, if any."""
         reconciler = self._reconciler
-        reconciler.reload_successful = successful
-        reconciler.reload_message = "" if successful else f"{problems} problems in spec files"
-        if successful:
+        broken = sorted({problem.file for problem in desired.problems})
+        reconciler.reload_successful = not broken
+        reconciler.reload_message = f"broken: {', '.join(broken)}" if broken else ""
+        if not broken:
             reconciler.reload_success_timestamp = time.time()
 
-    def _log_problems(self, problems: tuple[object, ...]) -> None:
+    def _log_problems(self, problems: tuple[Problem, ...]) -> None:
         for problem in problems:
             log.error("%s", problem)
 
