@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         with daemon(directory) as process:
             vms = wait_until_settled(directory, process)
             show(directory, address, vms)
-            code = verdict(vms)
+            code = verdict(directory, vms)
             if options.once:
                 return code
             say("staying until Ctrl-C")
@@ -195,16 +195,16 @@ def status(directory: Path, *vm: str) -> None:
     subprocess.run([*command, *vm], check=True)
 
 
-def verdict(vms: dict[str, dict[str, Any]]) -> int:
+def verdict(directory: Path, vms: dict[str, dict[str, Any]]) -> int:
     """0 if each VM is as it should be: placed, but for the one that is made to drift."""
     wrong = [name for name, vm in vms.items() if not as_expected(name, vm)]
     if wrong:
-        say(f"not as it should be: {', '.join(wrong)}")
-    elif DRIFTING in vms:
+        return fail(directory, f"not as it should be: {', '.join(wrong)}")
+    if DRIFTING in vms:
         say(f"all of {STEADY} is placed, and the drift of {DRIFTING} was found")
     else:
         say("all memory is where it should be")
-    return int(bool(wrong))
+    return 0
 
 
 def as_expected(name: str, vm: dict[str, Any]) -> bool:
