@@ -44,6 +44,7 @@ def test_a_default_that_another_mapping_changed_is_set_nevertheless(memfd: int) 
         assert read_policy(memfd, 0) == DEFAULT
 
 
+@pytest.mark.needs("guest_memfd_mmap", "guest_memfd_init_shared")
 def test_a_guest_memfd_of_a_kernel_without_inode_policies(guest_memfd: int) -> None:
     result = bind_range(guest_memfd, 0, MIB, MemPolicy("bind", ZERO))
     if keeps_inode_policy(guest_memfd):
@@ -63,6 +64,7 @@ def test_the_probe_leaves_no_trace(fd: int, memfd: int) -> None:
     assert keeps_inode_policy(memfd)
 
 
+@pytest.mark.needs("kvm", "guest_memfd")
 def test_an_unmappable_guest_memfd(vm: KvmVm) -> None:
     fd = vm.create_guest_memfd(MIB, 0)
     result = bind_range(fd, 0, MIB, MemPolicy("bind", ZERO))
@@ -109,6 +111,7 @@ def test_relative_nodes_fold_onto_the_allowed_ones(memfd: int) -> None:
     assert 0 in result.effective_nodes
 
 
+@pytest.mark.needs("guest_memfd_mmap", "guest_memfd_init_shared")
 def test_movable_only_nodes_matter_to_guest_memfd_alone(memfd: int, guest_memfd: int) -> None:
     bind = MemPolicy("bind", ZERO)
     assert bind_range(memfd, 0, MIB, bind, movable_only=ZERO).ok

@@ -39,6 +39,7 @@ def test_an_exhausted_pool_says_so() -> None:
     assert "huge pages" in str(caught.value.hint)
 
 
+@pytest.mark.needs("kvm", "guest_memfd")
 def test_a_signal_interrupts_and_what_was_allocated_stays(vm: KvmVm) -> None:
     size = 512 << 20
     fd = vm.create_guest_memfd(size, 0)

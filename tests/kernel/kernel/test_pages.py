@@ -22,6 +22,8 @@ from gmemd.kernel.pages import (
     scan_window,
 )
 
+pytestmark = pytest.mark.needs("cachestat")
+
 PAGE = 4096
 HUGE = 2 << 20
 SIZE = 16 << 20
@@ -115,9 +117,8 @@ def test_a_window_inside_a_mapping_inside_a_file(fd: int) -> None:
         assert scan_window(window, 0, 0).resident_pages == 0
 
 
+@pytest.mark.needs("guest_memfd_mmap", "guest_memfd_init_shared")
 def test_private_pages_are_resident_and_unseen(vm: KvmVm) -> None:
-    if not vm.guest_memfd_flags() & GUEST_MEMFD_MMAP:
-        pytest.skip("this kernel's guest_memfd can't be mapped")
     fd = vm.create_guest_memfd(SIZE, GUEST_MEMFD_MMAP)
     fill(fd, 7, 600)
     with Mapping(fd, 0, SIZE, protection="read") as window:

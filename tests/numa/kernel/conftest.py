@@ -15,7 +15,6 @@ from gmemd.kernel.fallocate import allocate, punch_hole
 from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED, GUEST_MEMFD_MMAP, Kvm
 from gmemd.kernel.mapping import Mapping
 from gmemd.kernel.memfd import PAGE_SIZE, create_memfd
-from gmemd.kernel.nodes import nodes_with_memory
 from gmemd.kernel.pages import scan_window
 
 SIZE = 4 << 20
@@ -23,12 +22,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 Place = Callable[..., dict[int, int]]
 Run = Callable[[str, Callable[[], Any]], Any]
-
-
-@pytest.fixture(autouse=True)
-def _four_nodes() -> None:
-    if not nodes_with_memory() >= {0, 1, 2, 3}:
-        pytest.skip("needs the lab: python -m tests.lab run -- python3 -m pytest tests/numa")
 
 
 @pytest.fixture
