@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from gmemd.plan.model import Refusal, Strategy
 from gmemd.spec.model import SMALL_PAGE, Backend, PolicyMode, RegionSpec
 from gmemd.spec.nodeset import format_nodeset
-from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -183,11 +182,11 @@ def _admit_softly(ask: Ask, host: Host, ledger: Ledger) -> Admission:
     spilled = {node: taken for node, taken in demand.items() if node not in wanted}
     if not spilled:
         return Admission(demand, warnings=_cache_warnings(ask, demand, ledger))
-    elsewhere = ", ".join(f"{format_size(part)} to node {n}" for n, part in spilled.items())
+    elsewhere = ", ".join(f"{_amount(part)} to node {n}" for n, part in spilled.items())
     left = sum(_room(ask, ledger, node).left_bytes for node in wanted)
     warning = (
-        f"{ask.title}: host {_nodes(wanted)} {_has(wanted)} {format_size(left)} left for its "
-        f"{format_size(size)}: expect {elsewhere} to spill"
+        f"{ask.title}: host {_nodes(wanted)} {_has(wanted)} {_amount(left)} left for its "
+        f"{_amount(size)}: expect {elsewhere} to spill"
     )
     return Admission(demand, warnings=(warning,))
 
@@ -210,9 +209,9 @@ def _cache_warnings(ask: Ask, demand: Mapping[int, int], ledger: Ledger) -> tupl
         dropped = size_bytes - max(0, room.free_bytes - room.committed_bytes)
         if dropped > 0:
             warnings.append(
-                f"{ask.title}: host node {node} will drop {format_size(dropped)} of clean page "
-                f"cache to hold {format_size(size_bytes)} "
-                f"({format_size(max(0, room.free_bytes - room.committed_bytes))} is free)"
+                f"{ask.title}: host node {node} will drop {_amount(dropped)} of clean page "
+                f"cache to hold {_amount(size_bytes)} "
+                f"({_amount(max(0, room.free_bytes - room.committed_bytes))} is free)"
             )
     return tuple(warnings)
 
@@ -221,7 +220,7 @@ def _refusal(ask: Ask, nodes: frozenset[int], needed: int, ledger: Ledger) -> Re
     rooms = {node: _room(ask, ledger, node) for node in sorted(nodes)}
     left = sum(room.left_bytes for room in rooms.values())
     what = (
-        f"free {format_size(ask.region.page_size)} pages"
+        f"free {_amount(ask.region.page_size)} pages"
         if ask.hugetlb
         else "available"
         if ask.movable
@@ -238,19 +237,19 @@ def _refusal(ask: Ask, nodes: frozenset[int], needed: int, ledger: Ledger) -> Re
         committed_bytes=sum(room.committed_bytes for room in rooms.values()),
         reserve_bytes=sum(room.reserve_bytes for room in rooms.values()),
         message=(
-            f"{ask.title} needs {format_size(needed)} on host {_nodes(nodes)}{share}, "
-            f"{format_size(needed - left)} more than {_they_have(nodes)} left ({sums})"
+            f"{ask.title} needs {_amount(needed)} on host {_nodes(nodes)}{share}, "
+            f"{_amount(needed - left)} more than {_they_have(nodes)} left ({sums})"
         ),
         hint=_hint(ask, nodes, needed - left),
     )
 
 
 def _sum(node: int, room: NodeRoom, what: str) -> str:
-    reserve = f" - {format_size(room.reserve_bytes)} reserve" if room.reserve_bytes else ""
+    reserve = f" - {_amount(room.reserve_bytes)} reserve" if room.reserve_bytes else ""
     return (
-        f"node {node}: {format_size(room.available_bytes)} {what} "
-        f"- {format_size(room.committed_bytes)} committed{reserve} = "
-        f"{format_size(room.left_bytes)}"
+        f"node {node}: {_amount(room.available_bytes)} {what} "
+        f"- {_amount(room.committed_bytes)} committed{reserve} = "
+        f"{_amount(room.left_bytes)}"
     )
 
 
@@ -280,8 +279,8 @@ def _host_wide_pool_refusal(ask: Ask, ledger: Ledger, left: int) -> Refusal:
         committed_bytes=0,
         reserve_bytes=reserved * size,
         message=(
-            f"{ask.title} needs {format_size(region.size_bytes)} in {format_size(size)} pages, "
-            f"the whole host has {format_size(left)} in such pages left "
+            f"{ask.title} needs {_amount(region.size_bytes)} in {_amount(size)} pages, "
+            f"the whole host has {_amount(left)} in such pages left "
             f"({reserved} of the free ones are reserved by mappings)"
         ),
         hint=_hint(ask, region.host_nodes, region.size_bytes - left),
@@ -298,3 +297,11 @@ def _they_have(nodes: frozenset[int]) -> str:
 
 def _has(nodes: frozenset[int]) -> str:
     return "has" if len(nodes) == 1 else "have"
+
+
+def _amount(size_bytes: int) -> str:
+    """A size to two decimals of its unit, so that a message's figures add up before one's eyes."""
+    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size_bytes >= 1 << shift:
+            return f"{size_bytes / (1 << shift):.2f}".rstrip("0").rstrip(".") + unit
+    return f"{size_bytes}B"
