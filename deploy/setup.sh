@@ -34,6 +34,7 @@ setup_test() {
     _environment ".[test]"
     _extension
     _promtool
+    _wheel
 }
 
 setup_lab() {
@@ -129,7 +130,7 @@ _extension() {
     local built
     built=$(find "$repository/gmemd/kernel" -name '_kernel*.so' | head -n 1)
     if test -n "$built" &&
-        test -z "$(find "$repository/gmemd/kernel" \( -name 'build.py' -o -name '*.h' -o -name 'kernel.c' \) -newer "$built")"; then
+        test -z "$(find "$repository/gmemd/kernel" \( -name 'build.py' -o -name '*.h' -o -name '*.c' \) -newer "$built")"; then
         return 0
     fi
     say "building the kernel extension"
@@ -137,6 +138,18 @@ _extension() {
         cat "$venv/build.log" >&2
         die "the kernel extension can't be built"
     }
+}
+
+# The wheel that tests/service installs, in dist/. What an earlier build left would go into it.
+_wheel() {
+    say "building the wheel"
+    rm -rf "$repository/build" "$repository"/dist/gmemd-*.whl
+    (cd "$repository" && "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps \
+        --no-build-isolation --wheel-dir dist . >"$venv/wheel.log" 2>&1) || {
+        cat "$venv/wheel.log" >&2
+        die "the wheel can't be built"
+    }
+    rm -rf "$repository/build"
 }
 
 # promtool alone: the whole package would start a Prometheus on this machine.
