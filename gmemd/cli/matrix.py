@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gmemd.cli.figures import nodes, percent
-from gmemd.cli.output import table
+from gmemd.cli.output import PLAIN_WIDTH, table
 from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def matrix_lines(
 
 def _fits(console: Console, candidate: Table) -> bool:
     """Whether a table needs no more than the console's columns."""
-    return console.measure(candidate).maximum <= console.width
+    unbounded = console.options.update(max_width=PLAIN_WIDTH)
+    return console.measure(candidate, options=unbounded).maximum <= console.width
 
 
 def _host_nodes_of(vm: Mapping[str, Any]) -> set[int]:

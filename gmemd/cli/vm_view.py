@@ -105,7 +105,7 @@ def _regions(vm: Mapping[str, Any]) -> Table:
     for heading in ("guest\nnode", "region", "size"):
         drawn.add_column(heading, justify="right", no_wrap=True)
     for heading in ("memory", "policy", "strategy", "kernel holds"):
-        drawn.add_column(heading)
+        drawn.add_column(heading, no_wrap=heading == "strategy")
     for node in vm["guest_nodes"]:
         for region in node["regions"]:
             policy = f"{region['policy']} {nodes(region['host_nodes'])}"
