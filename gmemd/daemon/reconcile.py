@@ -328,7 +328,9 @@ class Reconciler:
             vm.audit, vm.audit_error = audit, ""
             self._counters.add_audit(audit)
             host = self._host or await self._workers.read_host()
-            vm.drift = compute_drift(vm.plan, audit, host, achieved=vm.outcomes())
+            vm.drift = compute_drift(
+                vm.plan, audit, host, achieved=vm.outcomes(), rebound=vm.rebound()
+            )
         finally:
             vm.audit_due = time.monotonic() + self.audit_interval_seconds
         if vm.settle():

@@ -102,6 +102,12 @@ class ManagedVm:
             if region.bind is not None
         }
 
+    def rebound(self) -> frozenset[tuple[int, int]]:
+        """Return the regions, by guest node and index, whose policy was set again."""
+        return frozenset(
+            (region.plan.guest_node, region.plan.index) for region in self.regions if region.rebound
+        )
+
     def promises(self) -> tuple[RegionPlan, ...]:
         """Return the regions that count against the host: those made, or being made."""
         if self.regions:

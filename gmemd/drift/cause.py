@@ -49,6 +49,7 @@ def diagnose(region: RegionDrift, host: Host, source: Source) -> Diagnosis:
         or _movable_only(region, host)
         or _own_cpuset(region, host)
         or _policy_changed(region)
+        or (_resident_before(region) if region.rebound else None)
         or _never_ruled(region, host)
         or _spilled(region, host)
         or _shares_off(region)
@@ -252,9 +253,20 @@ def _placed_otherwise(region: RegionDrift, source: Source) -> Diagnosis:
             f"give the VMM's cpuset {_nodes(plan.host_nodes)}, or use prefault: true; "
             f"{_place_anew(region)}",
         )
+    return _resident_before(region)
+
+
+def _resident_before(region: RegionDrift) -> Diagnosis:
+    """Explain pages that were there when the policy came."""
+    found = _where(region) or f"shares off by {region.share_error_ratio or 0:.1%}"
+    way_out = (
+        _place_anew(region)
+        if region.rebound
+        else "have the policy set before the VM's memory is touched (source: register, or "
+        f"create); {_place_anew(region)}"
+    )
     return Diagnosis(
         Cause.RESIDENT_BEFORE_POLICY,
-        f"{where} although the policy holds: they were resident before it was set",
-        f"have the policy set before the VM's memory is touched (source: register, or create); "
-        f"{_place_anew(region)}",
+        f"{found} although the policy holds: these pages were resident before it was set",
+        way_out,
     )

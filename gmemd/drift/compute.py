@@ -9,7 +9,7 @@ from gmemd.drift.model import GuestNodeDrift, VmDrift
 from gmemd.drift.region import RegionDrift, region_drift
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from gmemd.audit.model import VmAudit
     from gmemd.host.model import Host
@@ -26,19 +26,21 @@ def compute_drift(
     host: Host,
     *,
     achieved: Mapping[tuple[int, int], str] | None = None,
+    rebound: Collection[tuple[int, int]] = (),
 ) -> VmDrift:
     """Compare a VM's pages and policies with its plan.
 
-    ``achieved`` gives, by (guest node, region index), the outcome word of the region's bind.
+    ``achieved`` gives, by (guest node, region index), the outcome word of the region's bind;
+    ``rebound`` names the regions whose policy was set again when they had pages already.
     Regions that the audit doesn't hold are left out; a guest node without any counts as empty.
     """
     spec = vm_plan.spec
     outcomes = achieved or {}
     plans = {(plan.guest_node, plan.index): plan for plan in vm_plan.regions}
     regions = [
-        region_drift(plan, found, host, outcomes.get((found.guest_node, found.index), ""))
+        region_drift(plan, found, host, outcomes.get(key, ""), rebound=key in rebound)
         for found in audit.regions
-        if (plan := plans.get((found.guest_node, found.index)))
+        if (plan := plans.get(key := (found.guest_node, found.index)))
     ]
     return VmDrift(
         vm=spec.vm,

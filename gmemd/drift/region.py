@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class RegionDrift:
     """One region's part of its guest node's drift. Sizes in bytes.
 
-    ``wrong_policy`` is the first policy found that is not the plan's.
+    ``wrong_policy`` is the first policy found that is not the plan's; ``rebound`` says that the
+    policy was set again when there were pages already.
     """
 
     plan: RegionPlan
@@ -36,6 +37,7 @@ class RegionDrift:
     policy_match: bool | None
     wrong_policy: PolicyRead | None
     outcome: str
+    rebound: bool
 
     @property
     def misplaced_by_node(self) -> dict[int, int]:
@@ -50,7 +52,9 @@ def allowed_nodes(plan: RegionPlan, host: Host) -> frozenset[int]:
     return memory_nodes(host)
 
 
-def region_drift(plan: RegionPlan, audit: RegionAudit, host: Host, outcome: str) -> RegionDrift:
+def region_drift(
+    plan: RegionPlan, audit: RegionAudit, host: Host, outcome: str, *, rebound: bool
+) -> RegionDrift:
     """Compare one region's pages and policy with its plan."""
     allowed = allowed_nodes(plan, host)
     placed = sum(held for node, held in audit.by_node.items() if node in allowed)
@@ -74,4 +78,5 @@ def region_drift(plan: RegionPlan, audit: RegionAudit, host: Host, outcome: str)
         policy_match=match,
         wrong_policy=wrong,
         outcome=outcome,
+        rebound=rebound,
     )

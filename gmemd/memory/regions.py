@@ -47,7 +47,7 @@ class Region:
 
     ``strategy`` is what was achieved, ``reason`` why it is that one; ``bind`` what became of the
     kernel policy. ``cgroup`` paid for the prefault (None: gmemd's own did, or nobody yet);
-    ``own_cgroup``: gmemd made that one for the VM.
+    ``own_cgroup``: gmemd made that one for the VM. ``rebound``: its policy was set again.
     """
 
     plan: RegionPlan
@@ -59,6 +59,7 @@ class Region:
     cgroup: Path | None = None
     own_cgroup: bool = False
     notes: list[str] = field(default_factory=list)
+    rebound: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -132,6 +133,7 @@ def rebind(region: Region, plan: RegionPlan) -> None:
             region.bind = bind_range(
                 region.fd, 0, plan.size_bytes, MemPolicy(plan.policy.value, nodes)
             )
+        region.rebound = True
     else:
         region.notes.append("the policy changed after allocation: pages stay where they are")
     region.plan = plan

@@ -72,6 +72,7 @@ class Case:
     tolerance: float = 0.01
     outcome: str = "applied"
     others: tuple[PolicyRead, ...] = ()
+    rebound: bool = False
 
     def plan(self, index: int = 0) -> RegionPlan:
         return RegionPlan(
@@ -116,7 +117,8 @@ def drift_of(*cases: Case, host: Host | None = None) -> GuestNodeDrift:
     audited = tuple(case.audit(i) for i, case in enumerate(cases))
     audit = VmAudit("db-01", 0.0, 0.0, 0.0, audited)
     achieved = {(0, index): case.outcome for index, case in enumerate(cases)}
-    found = compute_drift(plan, audit, host or make_host(), achieved=achieved)
+    rebound = {(0, index) for index, case in enumerate(cases) if case.rebound}
+    found = compute_drift(plan, audit, host or make_host(), achieved=achieved, rebound=rebound)
     assert found.vm == "db-01"
     (node,) = found.guest_nodes
     assert node.placed_bytes + node.misplaced_bytes + node.unknown_bytes == node.resident_bytes

@@ -159,7 +159,7 @@ CAUSES = {
         Case(read=BIND_1, by_node=ELSEWHERE, source=Source.REGISTER),
         make_host(),
         Cause.RESIDENT_BEFORE_POLICY,
-        "1MiB on node 3 although the policy holds: they were resident before it was set",
+        "1MiB on node 3 although the policy holds: these pages were resident before it was set",
         "have the policy set before",
     ),
     "memfd pages that were moved": (
@@ -291,6 +291,17 @@ def test_a_policy_that_differs_is_explained_before_larger_drift_elsewhere() -> N
         by_node={3: 8 * MIB},
     )
     assert drift_of(spilled, changed).cause is Cause.POLICY_CHANGED
+
+
+def test_a_policy_that_was_set_again_found_pages_there() -> None:
+    region = Case(read=BIND_1, by_node=ELSEWHERE, rebound=True)
+    assert drift_of(region).cause is Cause.RESIDENT_BEFORE_POLICY
+    preferred = replace(
+        region,
+        policy=PolicyMode.PREFERRED,
+        read=PolicyRead("preferred", frozenset({1})),
+    )
+    assert drift_of(preferred).cause is Cause.RESIDENT_BEFORE_POLICY
 
 
 def test_no_cause_without_drift() -> None:
