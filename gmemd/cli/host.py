@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmemd.cli.figures import nodes
+from gmemd.cli.lines import print_line
 from gmemd.cli.output import console, print_json, table
 from gmemd.errors import Exit
 from gmemd.spec.nodeset import format_nodeset
@@ -23,7 +24,7 @@ HELP = "Show this host's NUMA nodes and kernel features: what works here, and wh
 _JSON_VERSION = 1
 _SIGNS = {True: "✓", False: "✗", None: "?"}
 _ASCII_SIGNS = {True: "yes", False: "no ", None: "?  "}
-_STYLES = {True: "green", False: "red", None: "yellow"}
+_STYLES = {True: "", False: "red", None: "yellow"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,9 +156,11 @@ def _show_nodes(out: Console, host: Host) -> None:
         cells.append(" ".join(f"{other}:{far}" for other, far in node.distances.items()))
         drawn.add_row(*cells)
     out.print(drawn)
-    out.print(
-        "placeable: what guest_memfd can have (DMA32 and Normal zones); available: now, above the "
+    print_line(
+        out,
+        "what guest_memfd can have (DMA32 and Normal zones); available: now, above the "
         "watermarks, clean page cache included; free: without it",
+        label="placeable: ",
         style="dim",
     )
 
@@ -200,22 +203,25 @@ def _show_features(out: Console, host: Host) -> None:
     from gmemd.host.verdict import MEANINGS  # noqa: PLC0415  as above
 
     width = max((len(name) for name in host.features), default=0)
+    said: set[str] = set()
     for feature in host.features.values():
         _show_feature(out, feature, width, MEANINGS.get(feature.name, ""))
+        if feature.supported:
+            continue
+        # What several features lack for one reason is explained below the first of them.
+        for label, text in (("seen: ", feature.detail), ("do: ", feature.remedy)):
+            if text and text not in said:
+                print_line(out, text, indent=width + 4, label=label)
+        said |= {feature.detail, feature.remedy}
     if not host.features:
         out.print("No features are recorded.")
 
 
 def _show_feature(out: Console, feature: Feature, width: int, meaning: str) -> None:
-    from rich.text import Text  # noqa: PLC0415  rich is imported only to draw
-
     signs = _SIGNS if out.encoding.lower().startswith("utf") else _ASCII_SIGNS
-    line = Text(signs[feature.supported], style=_STYLES[feature.supported])
-    line.append(f" {feature.name:{width}}  {meaning}", style="default")
-    out.print(line)
-    if feature.supported:
-        return
-    indent = " " * (width + 4)
-    for label, text in (("seen", feature.detail), ("do", feature.remedy)):
-        if text:
-            out.print(Text(f"{indent}{label}: {text}"), style="dim" if label == "seen" else "")
+    print_line(
+        out,
+        meaning,
+        label=f"{signs[feature.supported]} {feature.name:{width}}  ",
+        style=_STYLES[feature.supported],
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gmemd.cli.figures import nodes
+from gmemd.cli.lines import print_line
 from gmemd.cli.output import console, print_json, table
 from gmemd.errors import Exit, GmemdError
 from gmemd.spec.sizes import format_size
@@ -213,7 +214,7 @@ def _show(
 ) -> None:
     out.print(_headline(plans), style=f"bold {'green' if _all_fit(plans) else 'red'}")
     if note:
-        out.print(f"warning: {note}", style="yellow")
+        print_line(out, note, label="warning: ", style="yellow")
     for plan in plans:
         out.print()
         _show_vm(out, plan)
@@ -248,32 +249,36 @@ def _show_vm(out: Console, plan: VmPlan) -> None:
     if plan.regions:
         out.print(_regions_table(plan.regions))
     for reason, guest_nodes in _reasons(plan.regions).items():
-        out.print(f"  guest node {nodes(guest_nodes)}: {reason}")
+        print_line(out, reason, indent=2, label=f"guest node {nodes(guest_nodes)}: ")
     for refusal in plan.refusals:
-        out.print(f"  refused: {refusal.message}", style="red")
+        print_line(out, refusal.message, indent=2, label="refused: ", style="red")
         if refusal.hint:
-            out.print(f"  hint: {refusal.hint}")
+            print_line(out, refusal.hint, indent=2, label="hint: ")
     for warning in plan.warnings:
-        out.print(f"  warning: {warning}", style="yellow")
+        print_line(out, warning, indent=2, label="warning: ", style="yellow")
 
 
 def _reasons(regions: Iterable[RegionPlan]) -> dict[str, set[int]]:
     """Each strategy's reason once, with the guest nodes that it speaks of."""
     reasons: dict[str, set[int]] = {}
     for region in regions:
-        reasons.setdefault(f"{region.strategy}: {region.reason}", set()).add(region.guest_node)
+        lazily = "" if region.prefault else ", not prefaulted"
+        reason = f"{region.strategy}{lazily}: {region.reason}"
+        reasons.setdefault(reason, set()).add(region.guest_node)
     return reasons
 
 
 def _regions_table(regions: Sequence[RegionPlan]) -> Any:  # noqa: ANN401  rich's, not imported here
     drawn = table()
     several = any(region.index for region in regions)
-    drawn.add_column("guest node", justify="right")
+    drawn.add_column("guest node", justify="right", min_width=5)
     if several:
         drawn.add_column("region", justify="right")
     drawn.add_column("size", justify="right")
-    for heading in ("backend", "policy", "strategy", "prefault", "takes from host node"):
-        drawn.add_column(heading)
+    drawn.add_column("backend", no_wrap=True)
+    drawn.add_column("policy", overflow="fold")
+    drawn.add_column("strategy", no_wrap=True)
+    drawn.add_column("takes from host node", overflow="fold")
     for region in regions:
         cells = [str(region.guest_node)]
         if several:
@@ -283,7 +288,6 @@ def _regions_table(regions: Sequence[RegionPlan]) -> Any:  # noqa: ANN401  rich'
             f"{region.backend}{_pages(region)}",
             f"{region.policy} {nodes(region.host_nodes)}",
             str(region.strategy),
-            "yes" if region.prefault else "no",
             "  ".join(f"{n}: {format_size(size)}" for n, size in sorted(region.demand.items()))
             or "-",
         ]
