@@ -149,7 +149,7 @@ _wheel() {
         cat "$venv/wheel.log" >&2
         die "the wheel can't be built"
     }
-    rm -rf "$repository/build"
+    rm -rf "$repository/build" "$repository/gmemd.egg-info"
 }
 
 # promtool alone: the whole package would start a Prometheus on this machine.
