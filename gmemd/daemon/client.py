@@ -129,4 +129,11 @@ def _error(method: str, name: str, parameters: dict[str, Any]) -> CallError:
         what = parameters.get("parameter")
         return BadCallError(short, parameters, f"{method}: the daemon doesn't accept {what!r}")
     message = str(parameters.get("message") or name)
+    if short == "ReloadFailed":
+        return BadCallError(
+            short,
+            parameters,
+            f"nothing was reloaded: {message}",
+            hint=parameters.get("hint"),
+        )
     return CallError(short, parameters, f"{method}: {message}", hint=parameters.get("hint"))

@@ -183,14 +183,21 @@ class Reconciler:
                 vm.enter(VmState.FAILED, str(vm.problem), vm.problem.hint or "")
         elif vm.regions:
             self._keep(vm, spec)
-        elif (reason := waiting_reason(spec)) is not None:
+        else:
+            self._bring_about(vm, spec)
+
+    def _bring_about(self, vm: ManagedVm, spec: VmSpec) -> None:
+        """Provision a VM that has no memory yet, unless it waits for something."""
+        if (reason := waiting_reason(spec)) is not None:
             vm.ask(spec)
             self._enter(vm, VmState.WAITING, reason)
-        else:
-            if spec != vm.spec:
-                vm.ask(spec)
-            if vm.retry_at <= time.monotonic():
-                self._start(vm, self._provision(vm, spec))
+            return
+        if spec != vm.spec:
+            vm.ask(spec)
+        if not vm.failure:
+            self._enter(vm, VmState.PROVISIONING)
+        if vm.retry_at <= time.monotonic():
+            self._start(vm, self._provision(vm, spec))
 
     def _let_go(self, vm: ManagedVm) -> None:
         """Give back a VM that no file asks for any more, then forget it."""
@@ -259,8 +266,6 @@ class Reconciler:
     async def _provision(self, vm: ManagedVm, spec: VmSpec) -> None:
         """Plan, admit, make and audit a VM's memory."""
         vm.audit = vm.drift = None
-        if vm.state is not VmState.FAILED:
-            self._enter(vm, VmState.PROVISIONING)
         host = await self._admit(vm, spec)
         if host is None or vm.plan is None:
             return

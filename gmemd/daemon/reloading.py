@@ -8,19 +8,21 @@ from gmemd.daemon.desired import compare
 from gmemd.daemon.interface import Problem, ReloadResult
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Mapping
 
     from gmemd.daemon.desired import Desired
     from gmemd.spec import problems
     from gmemd.spec.config import DaemonConfig
+    from gmemd.spec.model import VmSpec
 
 
 def report(
-    before: Desired, after: Desired, holding: Collection[str], notes: list[str]
+    before: Desired, after: Desired, holding: Mapping[str, VmSpec], notes: list[str]
 ) -> ReloadResult:
-    """Tell what is different; ``holding`` are the VMs that have memory now."""
+    """Tell what is different; ``holding`` are the specs by which VMs have memory now."""
     both = before.specs.keys() & after.specs.keys()
-    changes = {name: compare(before.specs[name], after.specs[name]) for name in sorted(both)}
+    in_force = {**before.specs, **holding}
+    changes = {name: compare(in_force[name], after.specs[name]) for name in sorted(both)}
     pending = [name for name, change in changes.items() if change.shape and name in holding]
     changed = [name for name, change in changes.items() if change and name not in pending]
     return {
@@ -47,7 +49,8 @@ def summary(result: ReloadResult) -> str:
     if result["pending"]:
         words.append(f"{len(result['pending'])} pending")
     if result["problems"]:
-        words.append(f"{len({problem.file for problem in result['problems']})} files broken")
+        broken = {problem.file for problem in result["problems"]}
+        words.append(f"{len(broken)} {'file' if len(broken) == 1 else 'files'} broken")
     return ", ".join(words)
 
 

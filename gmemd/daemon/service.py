@@ -115,7 +115,8 @@ class Daemon:
                 self._reconciler.reload_successful = False
                 self._reconciler.reload_message = error.message
                 self._reconciler.publish()
-                log.error("reload failed: %s (hint: %s)", error.message, error.hint)  # noqa: TRY400
+                hint = f" (hint: {error.hint})" if error.hint else ""
+                log.error("reload failed: %s%s", error.message, hint)  # noqa: TRY400
                 raise ReloadFailed(message=error.message, hint=error.hint) from error
             finally:
                 self._notifier.ready()
@@ -192,7 +193,11 @@ class Daemon:
         before = self._reconciler.desired
         desired = await self._workers.read(read_desired, config.vms_directories, before)
         self._log_problems(desired.problems)
-        holding = [name for name, vm in self._reconciler.vms.items() if vm.regions]
+        holding = {
+            name: vm.spec
+            for name, vm in self._reconciler.vms.items()
+            if vm.regions and vm.spec is not None
+        }
         result = report(before, desired, holding, config_notes(self._config, config))
         self._config = config
         self._reconciler.reserve = _reserve(config)

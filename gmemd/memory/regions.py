@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _SHARED = GUEST_MEMFD_MMAP | GUEST_MEMFD_INIT_SHARED
 _PEER = "peer"
+_CHANGED_LATER = "the policy changed after allocation: pages stay where they are"
 _NOT_KEPT = frozenset({BindOutcome.NOT_KEPT, BindOutcome.HUGETLB, BindOutcome.UNMAPPABLE})
 _NO_NODE_LEFT = frozenset(
     {BindOutcome.NARROWED_OFFLINE, BindOutcome.NARROWED_CPUSET, BindOutcome.MOVABLE_ONLY}
@@ -134,8 +135,8 @@ def rebind(region: Region, plan: RegionPlan) -> None:
                 region.fd, 0, plan.size_bytes, MemPolicy(plan.policy.value, nodes)
             )
         region.rebound = True
-    else:
-        region.notes.append("the policy changed after allocation: pages stay where they are")
+    elif _CHANGED_LATER not in region.notes:
+        region.notes.append(_CHANGED_LATER)
     region.plan = plan
 
 
