@@ -8,6 +8,7 @@ may hold no process), turns the memory controller on, and makes one leaf per VM.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from dataclasses import dataclass
@@ -47,11 +48,22 @@ def payer_for(vm: str, wanted: str) -> Payer:
     try:
         with _lock:
             _become_leaf(subtree)
-            directory = subtree / f"{_VM_PREFIX}{vm}"
-            directory.mkdir(exist_ok=True)
+            directory = _make_unused(subtree / f"{_VM_PREFIX}{vm}")
     except OSError as error:
         return Payer(None, f"{subtree} can't be divided ({error}): gmemd's own cgroup pays")
     return Payer(directory, "delegated to gmemd", own=True)
+
+
+def _make_unused(directory: Path) -> Path:
+    """Make the directory, by another name while an earlier VM of that name is being released."""
+    for number in itertools.count(2):
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            directory = directory.with_name(f"{directory.name.split('@')[0]}@{number}")
+        else:
+            break
+    return directory
 
 
 def remove(directory: Path) -> None:

@@ -80,12 +80,13 @@ class Holder:
 
 
 @pytest.fixture
-def _mappable(guest_memfd_flags: int) -> None:
+def mappable(guest_memfd_flags: int) -> None:
     if guest_memfd_flags & 3 != 3:
         pytest.skip("this kernel can't map guest_memfd")
 
 
-def test_500_created_vms_do_not_slow_an_audit_down(_mappable: None) -> None:
+@pytest.mark.usefixtures("mappable")
+def test_500_created_vms_do_not_slow_an_audit_down() -> None:
     with ExitStack() as holders:
         one = holders.enter_context(Holder("creator", 1))
         many = holders.enter_context(Holder("creator", 500))
