@@ -271,7 +271,7 @@ def _line(out: Console, text: str, style: str) -> None:
 def problem_to_json(problem: Problem) -> dict[str, Any]:
     """Spell a problem as JSON; line and column are null where the file has no such place."""
     return {
-        "file": problem.file.encode(errors="backslashreplace").decode(),
+        "file": problem.file,
         "line": problem.line or None,
         "column": problem.column or None,
         "key": problem.key or None,

@@ -70,7 +70,10 @@ class VmChecks:
 
     def _check_top(self) -> Iterator[Fault]:
         vm = self._vm
-        yield from self._require(vm, (), "version", "vm", "source")
+        yield from self._require(vm, (), "version", "source")
+        if vm.vm is None and not self._given("vm"):
+            hint = f"write vm: {self._stem}, the file's name" if self._stem else None
+            yield Fault(("vm",), "is missing", hint, on_key=True)
         if vm.source is not Source.OBSERVE:
             yield from self._require(vm, (), "guest_nodes")
         if vm.guest_nodes == ():
@@ -93,7 +96,7 @@ class VmChecks:
             return
         for key, sources in _SOURCES_OF_KEY.items():
             if getattr(vm, key) not in {None, False} and vm.source not in sources:
-                words = " or ".join(source for source in Source if source in sources)
+                words = _either([source for source in Source if source in sources])
                 yield Fault(
                     (key,),
                     f"is only for source {words}",
@@ -273,6 +276,11 @@ class VmChecks:
             value = getattr(part, key)
             if value is not None:
                 yield (*path, key), value
+
+
+def _either(words: list[str]) -> str:
+    """Join words as ``a, b or c``."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 _HINTS = {

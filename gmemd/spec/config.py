@@ -37,7 +37,7 @@ def _each(parse: Callable[[str], object], what: str) -> BeforeValidator:
     def read(value: object) -> object:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, dict):
-            raise FieldError(f"must be {what} or a list of them, not a mapping")
+            raise FieldError(f"must be {what} or a list of them")
         if not isinstance(items, list):
             return value
         errors: list[FieldError] = []

@@ -32,8 +32,7 @@ def from_text(parse: Callable[[str], object], what: str) -> BeforeValidator:
         if isinstance(value, str):
             return parse(value)
         if isinstance(value, dict | list):
-            kind = "mapping" if isinstance(value, dict) else "list"
-            raise FieldError(f"must be {what}, not a {kind}")
+            raise FieldError(f"must be {what}")
         return value
 
     return BeforeValidator(read)
@@ -91,7 +90,7 @@ def _read_vcpus(value: object) -> object:
 
 def _no_mapping(value: object) -> object:
     if isinstance(value, dict):
-        raise FieldError("must be a set of numbers such as 0-3 or [0, 2], not a mapping")
+        raise FieldError("must be a set of numbers such as 0-3 or [0, 2]")
     return value
 
 

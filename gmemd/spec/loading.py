@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 ENDINGS = (".yaml", ".yml")
 VOLATILE = Path("/run")
 """Directories below it may not exist yet: it is empty after every boot."""
+
+_DIRECTORY_HINT = "make it a directory that gmemd can read, or name another in vms_directories"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ def list_directory(directory: Path) -> list[Path]:
     try:
         paths = sorted(directory.iterdir())
     except OSError as error:
-        raise SpecError((_file_problem(directory, error),)) from error
+        problem = _file_problem(directory, error)
+        raise SpecError((replace(problem, hint=_DIRECTORY_HINT),)) from error
     return [path for path in paths if path.suffix in ENDINGS and not path.name.startswith(".")]
 
 
@@ -119,9 +123,11 @@ def read_file(path: Path) -> bytes:
     """Read a regular file, up to one byte more than is accepted; raises SpecError."""
     try:
         # Neither a FIFO nor a terminal may hold the daemon up.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with os.fdopen(fd, "rb") as file:
+        with ExitStack() as stack:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            stack.callback(os.close, fd)
             if stat.S_ISREG(os.fstat(fd).st_mode):
+                file = stack.enter_context(os.fdopen(fd, "rb", closefd=False))
                 return file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise SpecError((_file_problem(path, error),)) from error

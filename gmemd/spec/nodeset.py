@@ -95,9 +95,10 @@ def parse_number_list(items: Iterable[str], *, noun: str, highest: int) -> froze
 def _parse_piece(piece: str, *, noun: str, highest: int) -> tuple[bool, range]:
     found = _PIECE.fullmatch(piece)
     if found is None:
-        what = f"'{printable(piece)}'" if piece else "an empty piece between commas"
+        message = f"'{printable(piece)}' is neither a {noun} nor a range of them"
         raise FieldError(
-            f"{what} is neither a {noun} nor a range of them", hint="write 0, 0-3 or 0-3,^1"
+            message if piece else "has nothing where a comma asks for more",
+            hint="write 0, 0-3 or 0-3,^1",
         )
     first = int(found[2])
     last = first if found[3] is None else int(found[3])

@@ -23,6 +23,22 @@ NEAREST_DISTANCE, FARTHEST_DISTANCE = 10, 255
 """ACPI 6.5, 5.2.17 (SLIT): 10 is a node's distance to itself, 255 is unreachable."""
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_SYNONYMS = {
+    "cpus": ("vcpus",),
+    "hugepages": ("page_size", "memfd"),
+    "hugetlb": ("memfd",),
+    "memory": ("size",),
+    "mode": ("policy",),
+    "name": ("vm", "qemu_name"),
+    "nodes": ("guest_nodes", "host_nodes"),
+    "nodeset": ("host_nodes",),
+    "numa": ("guest_nodes",),
+    "pagesize": ("page_size",),
+    "size": ("memory",),
+    "strict": ("bind",),
+}
+"""What other tools and readers call things."""
+
 _LONGEST_DURATION = 24 * 3600.0
 _ADDRESS = re.compile(r"(\[[^\]]*\]|[^:\[\]]*):([0-9]{1,5})")
 _HIGHEST_PORT = 65535
@@ -153,12 +169,21 @@ def parse_distances(items: Mapping[str, object], highest_node: int) -> dict[int,
 
 
 def did_you_mean(word: str, accepted: Iterable[str]) -> str | None:
-    """Hint at the accepted word that looks most like the given one, if any does."""
+    """Hint at the accepted word that was most likely meant, if any was."""
+    meant = nearest(word, accepted)
+    return f"did you mean {meant}?" if meant else None
+
+
+def nearest(word: str, accepted: Iterable[str]) -> str | None:
+    """Find the accepted word that means or looks most like the given one."""
     by_lower = {candidate.lower(): candidate for candidate in accepted}
+    for synonym in _SYNONYMS.get(word.lower(), ()):
+        if synonym in by_lower:
+            return by_lower[synonym]
     lowered = word.lower().replace("_", "-")
     for spelling in (word.lower(), lowered, lowered.replace("-", "_")):
         if close := get_close_matches(spelling, by_lower, n=1, cutoff=0.7):
-            return f"did you mean {by_lower[close[0]]}?"
+            return by_lower[close[0]]
     return None
 
 

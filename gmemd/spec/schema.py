@@ -38,10 +38,10 @@ def vm_schema() -> JsonSchema:
     node["required"] = ["id"]
     node["properties"]["regions"]["minItems"] = 1
     node["oneOf"] = [
-        {"required": ["memory"]},
+        {"required": ["memory"], "not": {"required": ["regions"]}},
         {
             "required": ["regions"],
-            "not": {"anyOf": [{"required": ["host_nodes"]}, {"required": ["policy"]}]},
+            "not": {"anyOf": [{"required": [key]} for key in ("memory", "host_nodes", "policy")]},
         },
     ]
     return schema

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from gmemd.spec.problems import Fault, FieldError, FieldErrors, KeyPath
-from gmemd.spec.scalars import did_you_mean
+from gmemd.spec.scalars import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,27 +90,40 @@ def _unknown_keys(document: Document, model: type[BaseModel]) -> Iterator[Fault]
         if part is None:
             continue
         accepted = [info.alias or name for name, info in part.model_fields.items()]
-        if path[-1] not in accepted:
-            hint = did_you_mean(str(path[-1]), accepted) or f"known here: {', '.join(accepted)}"
-            yield Fault(path, "is not a known key", hint, on_key=True)
+        if path[-1] in accepted:
+            continue
+        meant = nearest(str(path[-1]), accepted)
+        hint = f"did you mean {meant}?" if meant else f"known here: {', '.join(accepted)}"
+        yield Fault(path, "is not a known key", hint, on_key=True)
+        if meant and (*path[:-1], meant) not in document.keys:
+            document.bad.add((*path[:-1], meant))
 
 
 def _model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
     """Return the model of the part at that path; None where it has none of its own."""
     part: type[BaseModel] | None = model
+    is_list = False
     for step in path:
-        if part is None:
+        if part is None or is_list != isinstance(step, int):
             return None
-        if isinstance(step, str):
-            fields = {info.alias or name: info for name, info in part.model_fields.items()}
-            part = _nested_model(fields[step].annotation) if step in fields else None
-    return part
+        if is_list:
+            is_list = False
+            continue
+        fields = {info.alias or name: info for name, info in part.model_fields.items()}
+        annotation = fields[str(step)].annotation if step in fields else None
+        part = _nested_model(annotation)
+        is_list = part is not None and _holds_tuple(annotation)
+    return None if is_list else part
 
 
 def _nested_model(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 (any annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_nested_model, get_args(annotation))), None)
+
+
+def _holds_tuple(annotation: Any) -> bool:  # noqa: ANN401 (any annotation)
+    return get_origin(annotation) is tuple or any(map(_holds_tuple, get_args(annotation)))
 
 
 def _without(tree: dict[str, Tree], bad: set[KeyPath]) -> dict[str, Tree]:

@@ -69,9 +69,9 @@ class Document:
             except (KeyError, IndexError, TypeError):
                 return None
         if isinstance(node, dict):
-            return "a mapping"
+            return "a mapping" if node else "an empty mapping"
         if isinstance(node, list):
-            return "a list"
+            return "a list" if node else "an empty list"
         return printable(node) if node else "nothing"
 
     def report(self, fault: Fault) -> None:
@@ -96,7 +96,7 @@ class Document:
         has_line = 0 < place.line <= len(self.lines)
         self.problems.append(
             Problem(
-                file=self.file,
+                file=self.file.encode(errors="backslashreplace").decode(),
                 line=place.line,
                 column=place.column,
                 key=spell_path(path),
@@ -114,7 +114,7 @@ def read_document(data: bytes, file: str) -> Document:
     document = Document(file)
     if len(data) > LARGEST_FILE:
         document.report_at(
-            Place(0, 0), (), f"is larger than {LARGEST_FILE >> 20}MiB", "is this a VM spec at all?"
+            Place(0, 0), (), f"is larger than {LARGEST_FILE >> 20}MiB", "is this the right file?"
         )
         return document
     text = _decode(document, data)
@@ -171,7 +171,9 @@ class _Builder:
                 self._n_documents += 1
                 if self._n_documents > 1:
                     raise _Unreadable(
-                        _place(event), "holds a second document", "one file is one VM: remove ---"
+                        _place(event),
+                        "holds a second document",
+                        "a file is one document: remove this ---",
                     )
             elif isinstance(event, yaml.NodeEvent):
                 self._take(event)
@@ -250,10 +252,13 @@ class _Builder:
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise _Unreadable(
-                place, f"the tag {printable(tag)} is refused", "values are read as text: remove it"
+                place,
+                f"the tag {printable(tag.replace(_YAML_TAG, '!!'))} is refused",
+                "values are read as text: remove it",
             )
 
 
+_YAML_TAG = "tag:yaml.org,2002:"
 _TWICE = "\0twice"
 _SPELL_OUT = "anchors and aliases are not read: write the value out in each place"
 
@@ -321,6 +326,7 @@ _SYNTAX_HINTS = (
         "mapping values are not allowed here",
         "is a space missing after a colon, or a line indented?",
     ),
+    ("'<stream end>'", "a bracket or quote that is opened there is never closed"),
     ("expected <block end>", "is this line indented like the others of its list or mapping?"),
     ("could not find expected ':'", "a key is followed by a colon and a space"),
 )
