@@ -1,0 +1,153 @@
+"""A real daemon as a subprocess, with directories, socket and metrics address of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gmemd.daemon.client import NoDaemonError, call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REPOSITORY = Path(__file__).parents[3]
+PATIENCE_SECONDS = 120
+
+VM = """\
+version: 1
+vm: {vm}
+source: {source}
+{more}guest_nodes:
+  - id: 0
+    vcpus: 0
+    memory: {size}
+    host_nodes: {host_nodes}
+    policy: {policy}
+  - id: 1
+    vcpus: 1
+    memory: 4MiB
+    host_nodes: 0
+    policy: bind
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Daemon:
+    """The daemon under test. Everything it has lies in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.vms = directory / "vms.d"
+        self.vms.mkdir()
+        self.config = directory / "gmemd.yaml"
+        self.socket = directory / "io.gmemd"
+        self.log = directory / "log"
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.configure()
+
+    def configure(self, more: str = "", interval: str = "60s") -> None:
+        self.config.write_text(
+            f"vms_directories: [{self.vms}]\nsocket: {self.socket}\n"
+            f'metrics: {{listen: ["127.0.0.1:{self.port}"]}}\n'
+            f"audit: {{interval: {interval}}}\n"
+            f"admission: {{reserve: 0.1%, reserve_minimum: 16MiB}}\n{more}"
+        )
+
+    def write(self, vm: str, more: str = "", *, backend: str = "memfd", **keys: str) -> Path:
+        path = self.vms / f"{vm}.yaml"
+        given = {"source": "create", "size": "8MiB", "host_nodes": "0", "policy": "bind"} | keys
+        if given["source"] == "create":
+            more += f"backend: {backend}\nprefault: true\n"
+        path.write_text(VM.format(vm=vm, more=more, **given))
+        return path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "gmemd", *arguments]
+
+    @contextmanager
+    def running(self, **environment: str) -> Iterator[Daemon]:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command("daemon", "--config", str(self.config)),
+                cwd=REPOSITORY,
+                env=os.environ | environment,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            self.until(self.answers)
+            yield self
+        finally:
+            self.stop(signal.SIGKILL)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            call(self.socket, "List")
+        except NoDaemonError:
+            return False
+        return True
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds; the patience is for a broken daemon alone."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def describe(self, vm: str) -> dict[str, Any]:
+        told: dict[str, Any] = call(self.socket, "Describe", vm=vm)["vm"]
+        return told
+
+    def names(self) -> set[str]:
+        return {vm["vm"] for vm in call(self.socket, "List")["vms"]}
+
+    def wait_for(self, vm: str, state: str) -> dict[str, Any]:
+        self.until(lambda: vm in self.names() and self.describe(vm)["state"] == state)
+        return self.describe(vm)
+
+    def gmemd(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(arguments[0], "--socket", str(self.socket), *arguments[1:]),
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def json(self, *arguments: str) -> Any:  # noqa: ANN401  whatever the command prints
+        return json.loads(self.gmemd(*arguments, "--json").stdout)
+
+    def metrics(self) -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    return Daemon(tmp_path)
