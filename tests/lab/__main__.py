@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import termios
 import tty
@@ -26,6 +27,7 @@ LAB_FAILED = 125
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; gives the exit code."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         return int(options.action(options))
     except LabError as error:

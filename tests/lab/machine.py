@@ -64,7 +64,7 @@ def qemu_command(variant: Variant, boot: Boot, *, node_mebibytes: int) -> list[s
     return [
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "4"),
+        *("-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "4,sockets=2"),
         *_memory(variant, node_mebibytes),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initramfs)),
         *("-append", kernel_arguments(variant)),

@@ -47,7 +47,7 @@ class ReportSender:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Tells the host why tests of a module won't come."""
         if not report.passed:
-            self._send({"not_collected": f"{report.nodeid}: {report.longreprtext}"})
+            self._send({"not_collected": report.nodeid, "why": report.longreprtext})
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Tells the host which test is running, in case it is the last."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ LAB_FOLDERS = {"tests/numa": "default", "tests/service": "systemd"}
 # What takes seconds on a machine takes minutes in an emulated one.
 TEST_SECONDS = 900
 SILENCE_SECONDS = TEST_SECONDS + 120
+LOG_LINES = 30
 
 
 class LabRouting:
@@ -92,46 +94,45 @@ class LabSession:
         self._items = {item.nodeid: item for item in items}
         self._unfinished = dict(self._items)
         self._running: str | None = None
-        self._complaints: list[str] = []
+        self._not_collected: dict[str, str] = {}
 
     def run(self) -> None:
         """Boots, runs, and reports every test. Raises as pytest's own loop does on -x."""
-        config = self._session.config
-        with _terminal(config, f"lab, variant {self._variant}: {len(self._items)} tests"):
+        headline = f"lab, variant {self._variant}: {len(self._items)} tests"
+        with (
+            tempfile.TemporaryFile() as self._log,
+            _terminal(self._session.config, headline),
+        ):
             try:
                 code = self._run_machine()
                 problem = f"the lab's pytest ended with exit code {code} before this test"
             except LabError as error:
                 problem = error.explain()
-            log = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
-            for nodeid in list(self._unfinished):
-                self._report_lost(nodeid, problem, log)
+            self._log.seek(0)
+            log = self._log.read()
+            (cache_directory() / f"pytest-{self._variant}.log").write_bytes(log)
+            self._report_lost(problem, log.decode(errors="replace"))
         self._stop_if_asked()
-
-    @property
-    def log_path(self) -> Path:
-        """What pytest printed inside."""
-        return cache_directory() / f"pytest-{self._variant}.log"
 
     def _run_machine(self) -> int:
         with ExitStack() as stack:
-            cache_directory().mkdir(parents=True, exist_ok=True)
-            log = stack.enter_context(self.log_path.open("wb"))
             lab = Lab(
                 VARIANTS[self._variant],
                 self._command(),
                 environment={TESTS_VARIABLE: "/run/lab"},
-                stdout=log,
-                stderr=log,
+                stdout=self._log,
+                stderr=self._log,
                 files={TESTS_FILE: json.dumps(list(self._items))},
             )
             stack.enter_context(lab)
             reports = ReportStream(lab.share / REPORTS_FILE)
             while True:
-                code = lab.poll()
-                for line in reports.new_lines():
-                    self._take(json.loads(line))
-                    self._stop_if_asked()
+                try:
+                    code = lab.poll()
+                finally:
+                    for line in reports.new_lines():
+                        self._take(json.loads(line))
+                        self._stop_if_asked()
                 if code is not None:
                     return code
                 if reports.silent_seconds() > SILENCE_SECONDS:
@@ -144,6 +145,7 @@ class LabSession:
         config = self._session.config
         files = sorted({str(item.path.relative_to(REPOSITORY)) for item in self._items.values()})
         command = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += ["--continue-on-collection-errors"]
         command += ["-o", f"timeout={TEST_SECONDS}", f"--tb={config.option.tbstyle}"]
         return command + files
 
@@ -153,8 +155,8 @@ class LabSession:
             if item := self._items.get(nodeid):
                 item.ihook.pytest_runtest_logstart(nodeid=nodeid, location=item.location)
             return
-        if complaint := message.get("not_collected"):
-            self._complaints.append(complaint)
+        if module := message.get("not_collected"):
+            self._not_collected[module] = message["why"]
             return
         config = self._session.config
         report = config.hook.pytest_report_from_serializable(config=config, data=message["report"])
@@ -165,20 +167,23 @@ class LabSession:
             self._unfinished.pop(report.nodeid)
             self._running = None
 
-    def _report_lost(self, nodeid: str, problem: str, log: str) -> None:
-        """An error for a test without a result: in the lab's words, and where it was running."""
-        item = self._unfinished.pop(nodeid)
-        while_running = "this test was running\n" if nodeid == self._running else ""
-        tail = "\n".join(log.splitlines()[-30:])
-        report = pytest.TestReport(
-            nodeid=nodeid,
-            location=item.location,
-            keywords={},
-            outcome="failed",
-            longrepr="\n".join([while_running + problem, *self._complaints, tail]),
-            when="setup",
-        )
-        item.ihook.pytest_runtest_logreport(report=report)
+    def _report_lost(self, problem: str, log: str) -> None:
+        """An error for each test without a result, the first one with all that is known."""
+        known = [problem, *log.splitlines()[-LOG_LINES:]]
+        for nodeid, item in self._unfinished.items():
+            running = ["this test was running in the lab"] if nodeid == self._running else []
+            why = self._not_collected.get(nodeid.split("::", maxsplit=1)[0])
+            report = pytest.TestReport(
+                nodeid=nodeid,
+                location=item.location,
+                keywords={},
+                outcome="failed",
+                longrepr="\n".join([*running, *known]) if why is None else why,
+                when="setup",
+            )
+            item.ihook.pytest_runtest_logreport(report=report)
+            if why is None:
+                known = [problem.splitlines()[0], "the first of these errors has the details"]
 
     def _stop_if_asked(self) -> None:
         if self._session.shouldfail:

@@ -87,13 +87,12 @@ class Lab:
             pump.join()
         with suppress(FileNotFoundError, ValueError):
             return int((self.share / "exit").read_text())
-        console = self.console_tail()
-        if "Kernel panic" in console:
-            raise LabError("the lab's kernel panicked", detail=console)
+        if panic := self._panic():
+            raise LabError("the lab's kernel panicked", detail=panic)
         if status:
             detail = (self._work / "qemu.log").read_text(errors="replace")
             raise LabError(f"QEMU ended with status {status}", detail=detail)
-        raise LabError("the lab went down before its command had ended", detail=console)
+        raise LabError("the lab went down before its command had ended", detail=self.console_tail())
 
     def wait(self, timeout_seconds: float) -> int:
         """The command's exit code. Raises LabError if it isn't done in time."""
@@ -122,11 +121,21 @@ class Lab:
 
     def console_tail(self, n_lines: int = 40) -> str:
         """The end of the console log."""
-        try:
-            text = self.console_log.read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
-        return "\n".join(text.splitlines()[-n_lines:])
+        return "\n".join(self._console_lines()[-n_lines:])
+
+    def _panic(self, n_lines: int = 40) -> str:
+        """The console log around the first panic; empty without one."""
+        lines = self._console_lines()
+        for number, line in enumerate(lines):
+            if "Kernel panic" in line:
+                start = max(0, number - n_lines // 2)
+                return "\n".join(lines[start : start + n_lines])
+        return ""
+
+    def _console_lines(self) -> list[str]:
+        with suppress(FileNotFoundError):
+            return self.console_log.read_text(errors="replace").splitlines()
+        return []
 
     def _start(self, stack: ExitStack) -> None:
         image = ensure_image()
@@ -147,7 +156,8 @@ class Lab:
         )
         qemu_log = stack.enter_context((self._work / "qemu.log").open("wb"))
         self._qemu = subprocess.Popen(
-            command,
+            # No machine outlives the process that wants its result, however that ends.
+            ["setpriv", "--pdeathsig", "KILL", *command],
             stdin=None if self.terminal else subprocess.DEVNULL,
             stdout=None if self.terminal else qemu_log,
             stderr=qemu_log,
