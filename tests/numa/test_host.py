@@ -17,11 +17,9 @@ from gmemd.host.zones import placeable
 from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED, GUEST_MEMFD_MMAP, Kvm
 from gmemd.kernel.mapping import Mapping
 from gmemd.kernel.mempolicy import MemPolicy, set_task_policy
-from tests.numa.placing import four_nodes
 
 MIB = 1 << 20
 GIB = 1 << 30
-pytestmark = four_nodes
 
 
 def test_nodes_cpus_and_distances_are_the_machines() -> None:
@@ -75,7 +73,7 @@ def test_clean_page_cache_is_available_and_not_free() -> None:
 def test_a_cpuset_is_seen_and_compared(tmp_path: Path) -> None:
     spec = tmp_path / "db.yaml"
     spec.write_text(
-        "version: 1\nvm: db\nguest_nodes:\n"
+        "version: 1\nvm: db\nsource: create\nguest_nodes:\n"
         "  - {id: 0, vcpus: 0, memory: 64MiB, host_nodes: 2, policy: bind}\n"
     )
     cgroup = Path("/sys/fs/cgroup/gmemd-test-cpuset")
