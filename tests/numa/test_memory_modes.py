@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gmemd.plan.model import Strategy
 from gmemd.spec.model import Backend, PolicyMode
-from tests.numa.placing import (
+from tests.numa.provisioning import (
     MIB,
     bytes_by_node,
     difference,
     four_nodes,
+    huge_pages,
+    huge_pages_free,
     planned,
     provisioned,
     region,
@@ -94,10 +97,6 @@ def test_a_planned_policy_that_the_kernel_drops_is_brought_about_by_the_helper(
     mode: PolicyMode,
 ) -> None:
     """Here the plan wants a policy on hugetlb's inode, which no kernel keeps."""
-    from dataclasses import replace
-
-    from tests.numa.placing import huge_pages, huge_pages_free
-
     wanted = planned(spec(region(64, {2, 3}, mode, Backend.MEMFD)))
     (small,) = wanted.regions
     hopeful = replace(small, page_size=2 * MIB, strategy=Strategy.INODE_POLICY)

@@ -13,14 +13,15 @@ import pytest
 from gmemd.host.zones import placeable
 from gmemd.memory.errors import ProvisionError
 from gmemd.spec.model import Backend, PolicyMode
-from tests.numa.placing import (
+from tests.numa.provisioning import (
     MIB,
     NO_GUARD,
     SMALL_RESERVE,
-    Filler,
+    available,
     bytes_by_node,
     difference,
     fill_with_clean_cache,
+    filled,
     four_nodes,
     planned,
     provisioned,
@@ -64,10 +65,6 @@ def kills() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
-def available(node: int) -> int:
-    return placeable()[node].placeable_available_bytes
-
-
 def test_a_strict_bind_that_cannot_fit_is_refused_with_figures() -> None:
     plan = planned(spec(region(1024, {2})))
     assert not plan.admitted
@@ -84,9 +81,7 @@ def test_a_node_that_fills_up_meanwhile_ends_it_at_the_reserve() -> None:
 
         def take_the_room(progress: Progress) -> None:
             if progress.allocated_bytes:
-                room = available(2) - SMALL_RESERVE.minimum_bytes - 40 * MIB
-                if room > 0:
-                    others.enter_context(Filler(2, room))
+                others.enter_context(filled(2, SMALL_RESERVE.minimum_bytes + 40 * MIB))
 
         with (
             pytest.raises(ProvisionError) as caught,
@@ -104,7 +99,7 @@ def test_a_node_that_fills_up_meanwhile_ends_it_at_the_reserve() -> None:
 def test_an_interleave_stops_when_the_fuller_of_its_nodes_is_at_its_reserve() -> None:
     plan = planned(spec(region(600, {2, 3}, PolicyMode.INTERLEAVE)))
     with (
-        Filler(3, available(3) - SMALL_RESERVE.minimum_bytes - 100 * MIB),
+        filled(3, SMALL_RESERVE.minimum_bytes + 100 * MIB),
         pytest.raises(ProvisionError) as caught,
         provisioned(plan),
     ):
@@ -114,7 +109,7 @@ def test_an_interleave_stops_when_the_fuller_of_its_nodes_is_at_its_reserve() ->
 
 def test_preferred_spills_and_is_not_stopped() -> None:
     plan = planned(spec(region(300, {2}, PolicyMode.PREFERRED)))
-    with Filler(2, available(2) - 100 * MIB):
+    with filled(2, 100 * MIB):
         before = bytes_by_node()
         with provisioned(plan):
             found = difference(bytes_by_node(), before)

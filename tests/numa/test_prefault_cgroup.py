@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gmemd.memory.errors import ProvisionError
-from tests.numa.placing import MIB, four_nodes, planned, provisioned, region, spec
+from tests.numa.provisioning import MIB, four_nodes, planned, provisioned, region, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,7 @@ def test_a_cgroup_that_is_full_is_told_as_that(payer: Path) -> None:
 DELEGATED = """
 import sys
 from pathlib import Path
-from tests.numa.placing import planned, provisioned, region, spec
+from tests.numa.provisioning import planned, provisioned, region, spec
 from tests.numa.test_prefault_cgroup import charged
 
 Path(sys.argv[1], "cgroup.procs").write_text("0")

@@ -17,7 +17,7 @@ from gmemd.memory.placement import any_cpus, cpus_beside
 from gmemd.memory.prefault import PrefaultJob, PrefaultOutcome, PrefaultResult, prefault
 from gmemd.plan.model import Strategy
 from gmemd.spec.model import Backend, PolicyMode
-from tests.numa.placing import (
+from tests.numa.provisioning import (
     MIB,
     bytes_by_node,
     difference,
@@ -136,8 +136,8 @@ def test_the_helper_runs_beside_the_memory() -> None:
 
     def look(_: object) -> None:
         for thread in Path("/proc/self/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                seen.append(Path(f"/proc/{child}/status").read_text())
+            children = (thread / "children").read_text().split()
+            seen.extend(Path(f"/proc/{child}/status").read_text() for child in children)
 
     with provisioned(planned(spec(region(64, {3}))), progress=look):
         assert any("Cpus_allowed_list:\t2-3\n" in status for status in seen)
