@@ -60,7 +60,7 @@ class PrefaultResult:
     """What became of it. ``allocated_bytes`` is the kernel's own count of the range, afterwards.
 
     ``full_node``, ``needed_bytes`` (still missing), ``available_bytes`` and ``reserve_bytes``
-    speak of the node that ended it.
+    speak of the node that ended it; ``detail`` names the cgroup, where that did.
     """
 
     outcome: PrefaultOutcome
@@ -82,8 +82,8 @@ def prefault(
     ``progress`` is called with the bytes done so far. Raises KernelError where no helper can be
     started; whatever happens to the helper is a result.
     """
-    kills_before = _oom_kills(Path("/proc/vmstat"))
-    cgroup_kills_before = _cgroup_oom_kills(job.cgroup)
+    kills_before = _count("oom_kill", Path("/proc/vmstat"))
+    limits_met_before = _limits_met(job.cgroup)
     with child.Child("gmemd.memory.prefault_child") as helper:
         child.send(helper.channel, _request(job), [job.fd])
         answer, notes = _follow(helper, progress, cancel)
@@ -94,9 +94,9 @@ def prefault(
         ended = _ended_itself(answer)
     elif cancel.is_set():
         ended = {"outcome": PrefaultOutcome.CANCELLED}
-    elif code == -signal.SIGKILL and _cgroup_oom_kills(job.cgroup) > cgroup_kills_before:
-        ended = {"outcome": PrefaultOutcome.CGROUP_FULL}
-    elif code == -signal.SIGKILL and _oom_kills(Path("/proc/vmstat")) > kills_before:
+    elif code == -signal.SIGKILL and _limits_met(job.cgroup) > limits_met_before:
+        ended = {"outcome": PrefaultOutcome.CGROUP_FULL, "detail": str(job.cgroup)}
+    elif code == -signal.SIGKILL and _count("oom_kill", Path("/proc/vmstat")) > kills_before:
         ended = {"outcome": PrefaultOutcome.OOM_KILLED} | _full_node(job)
     elif code < 0:
         ended = {"outcome": PrefaultOutcome.KILLED, "detail": signal.Signals(-code).name}
@@ -159,6 +159,12 @@ def _ended_itself(answer: dict[str, Any]) -> dict[str, Any]:
         error = child.error_from_message(answer["error"])
         return {"outcome": PrefaultOutcome.FAILED, "detail": error.message, "hint": error.hint}
     outcome = PrefaultOutcome(answer["outcome"])
+    if outcome is PrefaultOutcome.CGROUP_FULL:
+        return {
+            "outcome": outcome,
+            "available_bytes": answer["available"],
+            "detail": answer["cgroup"],
+        }
     if outcome is not PrefaultOutcome.STOPPED_AT_RESERVE:
         return {"outcome": outcome}
     return {
@@ -179,14 +185,20 @@ def _full_node(job: PrefaultJob) -> dict[str, Any]:
     return {"full_node": node, "available_bytes": available.get(node, 0)}
 
 
-def _oom_kills(counters: Path) -> int:
-    """How many processes the kernel has killed for want of memory, by a file of `name value`."""
+def _count(name: str, counters: Path) -> int:
+    """A counter of the kernel's, from a file of lines `name value`; 0 where it can't be read."""
     try:
         lines = counters.read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
 
 
-def _cgroup_oom_kills(cgroup: Path | None) -> int:
-    return 0 if cgroup is None else _oom_kills(cgroup / "memory.events")
+def _limits_met(cgroup: Path | None) -> int:
+    """How often the cgroup, or one above it, was out of its own memory limit.
+
+    `oom` says that; `oom_kill` counts processes killed for a full node as well.
+    """
+    if cgroup is None:
+        return 0
+    return sum(_count("oom", at / "memory.events.local") for at in (cgroup, *cgroup.parents))
