@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 from gmemd.cli.main import main
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Iterator
 
 HOSTS = Path(__file__).parents[2] / "fixtures/hosts"
 TWO_SOCKETS = ["--host", str(HOSTS / "two-sockets")]
@@ -141,3 +145,41 @@ def test_a_plan_for_another_host_touches_nothing_of_this_one(
 
     monkeypatch.setattr("gmemd.host.features.probe_features", forbidden)
     assert main(["plan", spec(tmp_path, "db", node(0, "1GiB", "1")), *TWO_SOCKETS]) == 0
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Path]:
+    """A config whose socket answers one List: 50 GiB promised on node 0, ``held`` has memory."""
+    config = tmp_path / "gmemd.yaml"
+    path = tmp_path / "sock"
+    config.write_text(f"socket: {path}\nvms_directories: [{tmp_path}]\n")
+    reply = {
+        "host_nodes": [{"id": 0, "committed": 50 << 40}],
+        "vms": [{"vm": "held", "state": "ready"}, {"vm": "new", "state": "waiting"}],
+    }
+
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(json.dumps({"parameters": reply}).encode() + b"\0")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        yield config
+        thread.join()
+
+
+def test_what_a_running_daemon_promised_and_placed_is_counted(
+    tmp_path: Path, daemon: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memfd = ", backend: memfd"
+    held = spec(tmp_path, "held", node(0, "1MiB", "0", more=memfd))
+    new = spec(tmp_path, "new", node(0, "1MiB", "0", more=memfd))
+    assert main(["plan", held, new, "--config", str(daemon)]) == 3
+    out = capsys.readouterr().out
+    assert "held: has its memory already; `gmemd status held` shows where" in out
+    assert "50TiB committed" in out
