@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gmemd.spec.model import VmSpec
 
 ENDINGS = (".yaml", ".yml")
+MOST_PROBLEMS = 100
 VOLATILE = Path("/run")
 """Directories below it may not exist yet: it is empty after every boot."""
 
@@ -135,8 +136,15 @@ def read_file(path: Path) -> bytes:
 
 
 def in_order(document: Document) -> tuple[Problem, ...]:
-    """Sort a document's problems from its first line to its last."""
-    return tuple(sorted(document.problems, key=lambda problem: (problem.line, problem.column)))
+    """Sort a document's problems from its first line to its last; of too many the first."""
+    ordered = sorted(document.problems, key=lambda problem: (problem.line, problem.column))
+    if len(ordered) > MOST_PROBLEMS:
+        rest = len(ordered) - MOST_PROBLEMS
+        return (
+            *ordered[:MOST_PROBLEMS],
+            _problem(Path(document.file), f"has {rest} more problems"),
+        )
+    return tuple(ordered)
 
 
 def _list_all(directories: list[Path]) -> list[Path]:

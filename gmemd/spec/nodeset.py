@@ -17,6 +17,7 @@ HIGHEST_NODE = 1023
 HIGHEST_VCPU = 4095
 """KVM has at most 4096 vCPUs per VM (KVM_MAX_VCPUS of x86 with CONFIG_KVM_MAX_NR_VCPUS)."""
 
+_LONGEST_TEXT = 1 << 15
 _PIECE = re.compile(r"(\^?)\s*([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 
 
@@ -60,6 +61,8 @@ def parse_number_set(text: str, *, noun: str, highest: int) -> frozenset[int]:
     """Read numbers from a text such as ``0-3,^1``, each at most ``highest``. Raises FieldError."""
     if not text.strip():
         raise FieldError(f"must name at least one {noun}, like 0, 0-3 or 0-3,^1")
+    if len(text) > _LONGEST_TEXT:
+        raise FieldError(f"is longer than {_LONGEST_TEXT} characters")
     included: set[int] = set()
     excluded: set[int] = set()
     for piece in text.split(","):

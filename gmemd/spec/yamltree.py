@@ -326,6 +326,7 @@ _SYNTAX_HINTS = (
         "mapping values are not allowed here",
         "is a space missing after a colon, or a line indented?",
     ),
+    ("unexpected end of stream", "a bracket or quote that is opened there is never closed"),
     ("'<stream end>'", "a bracket or quote that is opened there is never closed"),
     ("expected <block end>", "is this line indented like the others of its list or mapping?"),
     ("could not find expected ':'", "a key is followed by a colon and a space"),

@@ -173,6 +173,15 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     assert problems_of(caught) == [f"{path}: is larger than 1MiB"]
 
 
+def test_of_very_many_problems_the_first_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "guest_nodes:\n" + "  - {id: x}\n" * 500)
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    told = problems_of(caught)
+    assert len(told) == 101
+    assert told[-1] == f"{path}: has 903 more problems"
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load_spec(tmp_path / "a.yaml")

@@ -65,7 +65,23 @@ def test_readings(text: str, nodes: set[int]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", ",", "0,,1", "-1", "0-", "0x1", "1.0", "\u0661", "0 1", "1024", "^0", "0,^0", "5-3"],
+    [
+        "",
+        " ",
+        ",",
+        "0,,1",
+        "-1",
+        "0-",
+        "0x1",
+        "1.0",
+        "\u0661",
+        "0 1",
+        "1024",
+        "^0",
+        "0,^0",
+        "5-3",
+        "0," * 20000 + "0",
+    ],
 )
 def test_refused(text: str) -> None:
     with pytest.raises(FieldError):
