@@ -72,6 +72,28 @@ def remove(directory: Path) -> None:
         directory.rmdir()
 
 
+def room_bytes(directory: Path) -> int | None:
+    """What may still be charged to a cgroup and all above it; None where nothing limits them.
+
+    Clean file cache that is charged there is dropped on demand, and so counts as room.
+    """
+    rooms = []
+    while directory.is_relative_to(_MOUNT) and directory != _MOUNT:
+        limit = _words(directory / "memory.max")
+        if limit and limit != ["max"]:
+            current = int(_words(directory / "memory.current")[0])
+            rooms.append(int(limit[0]) - current + _clean_cache_bytes(directory))
+        directory = directory.parent
+    return min(rooms, default=None)
+
+
+def _clean_cache_bytes(directory: Path) -> int:
+    words = _words(directory / "memory.stat")
+    stat = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    cache = stat.get("inactive_file", 0) + stat.get("active_file", 0)
+    return max(0, cache - stat.get("file_dirty", 0) - stat.get("file_writeback", 0))
+
+
 def _named(vm: str, wanted: str) -> Path:
     """The directory of a cgroup that a spec names: absolute, or below the cgroup mount."""
     path = Path(wanted)

@@ -14,8 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from gmemd.errors import GmemdError
 from gmemd.kernel import process
@@ -116,7 +115,7 @@ class Child:
 
     def __init__(self, module: str) -> None:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        self._stderr = open(os.memfd_create(f"stderr of {module}"), "w+b")  # noqa: SIM115, PTH123
         command = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP]
         command += [json.dumps(sys.path), module, str(theirs.fileno()), str(os.getpid())]
         try:

@@ -10,13 +10,16 @@ import errno
 import os
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import GmemdError
 from gmemd.kernel import fallocate, mempolicy, process
 from gmemd.kernel.errors import KernelError
-from gmemd.memory import child, residency
+from gmemd.memory import cgroup, child, residency
 from gmemd.memory.guard import Guard, next_chunk
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Freed pages reach the counters with a delay (per-CPU lists are folded once a second), so a node
 # is full only when it was so for longer than that.
@@ -24,6 +27,8 @@ _SECOND_LOOKS = 5
 _SECOND_LOOK_SECONDS = 0.3
 _OOM_SCORE_ADJ = 1000
 _STEP_BYTES = 64 << 20
+# The helper's own needs, and charges that the kernel makes ahead per CPU.
+_PAYERS_MARGIN = 16 << 20
 
 
 def main(channel_fd: int, parent_pid: int) -> None:
@@ -74,10 +79,11 @@ def _prefault(channel: socket.socket, fd: int, request: dict[str, Any]) -> None:
     """Allocate the range; each message tells how far it is."""
     offset, length, page_size = request["offset"], request["length"], request["page_size"]
     guard = _guard(request) if request["reserve"] is not None else None
+    payer = cgroup.own_cgroup()
     done = 0
     while done < length:
         done += _already_there(fd, offset + done, length - done, page_size)
-        chunk = _chunk(guard, length - done, page_size)
+        chunk = _chunk(guard, payer, length - done, page_size)
         if not chunk:
             break
         try:
@@ -92,7 +98,7 @@ def _prefault(channel: socket.socket, fd: int, request: dict[str, Any]) -> None:
     if guard is None or done == length:
         child.send(channel, {"outcome": "complete"})
     else:
-        child.send(channel, _stopped(guard, length - done))
+        child.send(channel, _stopped(guard, payer, length - done, page_size))
 
 
 def _already_there(fd: int, offset: int, remaining: int, page_size: int) -> int:
@@ -106,17 +112,24 @@ def _already_there(fd: int, offset: int, remaining: int, page_size: int) -> int:
     return there
 
 
-def _chunk(guard: Guard | None, remaining: int, page_size: int) -> int:
+def _chunk(guard: Guard | None, payer: Path | None, remaining: int, page_size: int) -> int:
     """How much to allocate next; 0 where nothing is left to do, or no room above the reserve."""
     if guard is None:
         return min(remaining, max(page_size, _STEP_BYTES))
     for look in range(1 + _SECOND_LOOKS):
         if look:
             time.sleep(_SECOND_LOOK_SECONDS)
-        chunk = next_chunk(remaining, guard.headroom(guard.available()), page_size)
+        headroom = min(guard.headroom(guard.available()), _payers_room(payer, remaining))
+        chunk = next_chunk(remaining, headroom, page_size)
         if chunk or not remaining:
             return chunk
     return 0
+
+
+def _payers_room(payer: Path | None, remaining: int) -> int:
+    """What the cgroup that pays has room for, up to what remains to be done."""
+    room = None if payer is None else cgroup.room_bytes(payer)
+    return remaining if room is None else max(0, min(room - _PAYERS_MARGIN, remaining))
 
 
 def _guard(request: dict[str, Any]) -> Guard:
@@ -128,7 +141,10 @@ def _guard(request: dict[str, Any]) -> Guard:
     )
 
 
-def _stopped(guard: Guard, needed: int) -> dict[str, Any]:
+def _stopped(guard: Guard, payer: Path | None, needed: int, page_size: int) -> dict[str, Any]:
+    room = _payers_room(payer, needed)
+    if room < page_size:
+        return {"outcome": "cgroup-full", "cgroup": str(payer), "available": room}
     available = guard.available()
     node = guard.fullest(available)
     return {

@@ -134,7 +134,10 @@ def explain(region: Region, result: PrefaultResult) -> ProvisionError | None:
             if result.allocated_bytes >= plan.size_bytes:
                 return None
             reason = "not-resident"
-            text = f"{who}: the kernel reported success and allocated {had}"
+            text = (
+                f"{who}: the kernel reported success and allocated {had}: "
+                f"{result.needed_bytes} bytes are missing"
+            )
         case PrefaultOutcome.STOPPED_AT_RESERVE:
             reason = "node-full"
             text = (
@@ -155,7 +158,11 @@ def explain(region: Region, result: PrefaultResult) -> ProvisionError | None:
             text = f"no {page} pages are left on nodes {nodes}: {who} has {had}"
             hint = f"raise nr_hugepages of {page} on nodes {nodes}"
         case PrefaultOutcome.CGROUP_FULL:
-            text = f"cgroup {region.cgroup} is full: its OOM killer ended {who} at {had}"
+            text = (
+                f"cgroup {result.detail} is full: {who} has {had}, needs "
+                f"{format_size(result.needed_bytes)} more, and "
+                f"{format_size(result.available_bytes)} are left below memory.max"
+            )
             hint = "raise memory.max of the cgroup that pays, or name another by `cgroup:`"
         case PrefaultOutcome.KILLED:
             reason = "helper-killed"

@@ -16,6 +16,8 @@ from tests.numa.provisioning import MIB, four_nodes, planned, provisioned, regio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gmemd.memory.progress import Progress
+
 MOUNT = Path("/sys/fs/cgroup")
 pytestmark = [
     four_nodes,
@@ -33,6 +35,19 @@ def payer() -> Iterator[Path]:
     directory.mkdir()
     yield directory
     directory.rmdir()
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program in a process of its own, which may change its cgroup and user."""
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def charged(directory: Path) -> dict[int, int]:
@@ -57,10 +72,51 @@ def test_a_cgroup_that_is_full_is_told_as_that(payer: Path) -> None:
     plan = planned(spec(region(300, {1}), cgroup=str(payer)))
     with pytest.raises(ProvisionError) as caught, provisioned(plan):
         pass
+    assert "oom_kill 0" in (payer / "memory.events").read_text()
     assert caught.value.reason == "cgroup-full"
+    assert 200 * MIB < caught.value.needed_bytes < 260 * MIB
     assert str(payer) in caught.value.message
     assert "memory.max" in str(caught.value.hint)
 
+
+def test_a_cgroup_whose_limit_falls_meanwhile_kills_the_helper_alone(payer: Path) -> None:
+    def lower(progress: Progress) -> None:
+        if progress.allocated_bytes:
+            (payer / "memory.max").write_text(str(1 * MIB))
+
+    plan = planned(spec(region(600, {1}), cgroup=str(payer)))
+    with pytest.raises(ProvisionError) as caught, provisioned(plan, progress=lower):
+        pass
+    assert "oom_kill 0" not in (payer / "memory.events").read_text()
+    assert caught.value.reason == "cgroup-full"
+
+
+def test_cpus_that_are_not_allowed_leave_the_pages_where_they_belong() -> None:
+    """As under AllowedCPUs=: node 1's CPUs are 2 and 3."""
+    (MOUNT / "cgroup.subtree_control").write_text("+cpuset")
+    narrow = MOUNT / "gmemd-test-narrow"
+    narrow.mkdir()
+    try:
+        (narrow / "cpuset.cpus").write_text("0-1")
+        done = run(NARROW, str(narrow))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "1 note, 64 MiB\n"
+    finally:
+        narrow.rmdir()
+
+
+NARROW = """
+import sys
+from pathlib import Path
+from tests.numa.provisioning import bytes_by_node, difference, planned, provisioned, region, spec
+
+Path(sys.argv[1], "cgroup.procs").write_text("0")
+before = bytes_by_node()
+with provisioned(planned(spec(region(64, {1})))) as regions:
+    (note,) = regions[0].notes
+    assert "AllowedCPUs" in note
+    print(1, "note,", difference(bytes_by_node(), before)[1], "MiB")
+"""
 
 DELEGATED = """
 import sys
@@ -97,14 +153,7 @@ def test_below_a_delegated_subtree_each_vm_has_a_cgroup_of_its_own(user: int | N
                 os.chown(path, user, user)
             Path("/dev/kvm").chmod(0o666)
         arguments = [str(subtree), *([] if user is None else [str(user)])]
-        done = subprocess.run(
-            [sys.executable, "-c", DELEGATED, *arguments],
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run(DELEGATED, *arguments)
         assert done.returncode == 0, done.stderr
         own, paid, left = done.stdout.splitlines()
         assert own == f"0::/{subtree.name}/daemon"

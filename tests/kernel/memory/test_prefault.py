@@ -35,12 +35,21 @@ def no_children() -> bool:
     return not any((task / "children").read_text().split() for task in tasks)
 
 
-def small_chunks(headroom: int = 2048 * MIB, root: str = "/") -> Guard:
-    """A guard whose headroom is about this, by its reserve: the chunks are small near it."""
-    if root != "/":
-        return Guard({0: 0}, root=root)
-    available = Guard({0: 0}).available()[0]
-    return Guard({0: max(0, available - headroom)})
+@pytest.fixture
+def roomy(tmp_path: Path) -> Guard:
+    """A guard that reads figures of its own making: room enough, in chunks of 40 MiB and less."""
+    write_zoneinfo(tmp_path, free_pages=160_000)
+    return Guard({0: 0}, root=str(tmp_path))
+
+
+def write_zoneinfo(root: Path, *, free_pages: int) -> None:
+    """This machine's zoneinfo with that many free pages and no page cache in every zone."""
+    text = Path("/proc/zoneinfo").read_text()
+    text = re.sub(r"pages free +\d+", f"pages free {free_pages}", text)
+    text = re.sub(r"(nr_zone_(?:in)?active_file) +\d+", r"\1 0", text)
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "new").write_text(text)
+    (root / "new").rename(root / "proc/zoneinfo")
 
 
 @pytest.mark.parametrize("flags", [0, 1, 3])
@@ -105,10 +114,12 @@ def test_cpus_that_are_not_allowed_are_a_note(guest_memfd: Callable[..., int], j
     assert "AllowedCPUs" in result.notes[0]
 
 
-def test_cancelled_halfway_and_resumed(guest_memfd: Callable[..., int], job: Job) -> None:
+def test_cancelled_halfway_and_resumed(
+    guest_memfd: Callable[..., int], job: Job, roomy: Guard
+) -> None:
     fd = guest_memfd(1024 * MIB, flags=0)
     cancel = threading.Event()
-    result = prefault(job(fd, guard=small_chunks()), progress=lambda _: cancel.set(), cancel=cancel)
+    result = prefault(job(fd, guard=roomy), progress=lambda _: cancel.set(), cancel=cancel)
     assert result.outcome is PrefaultOutcome.CANCELLED
     assert 0 < result.allocated_bytes < 1024 * MIB
     assert no_children()
@@ -117,12 +128,15 @@ def test_cancelled_halfway_and_resumed(guest_memfd: Callable[..., int], job: Job
 
 
 def test_a_helper_killed_from_outside_is_told_as_that(
-    guest_memfd: Callable[..., int], job: Job, open_fds: Callable[[], set[str]]
+    guest_memfd: Callable[..., int],
+    job: Job,
+    roomy: Guard,
+    open_fds: Callable[[], set[str]],
 ) -> None:
     fd = guest_memfd(1024 * MIB, flags=0)
     before = open_fds()
     result = prefault(
-        job(fd, guard=small_chunks()),
+        job(fd, guard=roomy),
         progress=lambda _: os.kill(helper_pid(), signal.SIGKILL),
         cancel=never,
     )
@@ -133,47 +147,34 @@ def test_a_helper_killed_from_outside_is_told_as_that(
     assert open_fds() == before
 
 
-def test_interrupted_by_signals_it_goes_on(guest_memfd: Callable[..., int], job: Job) -> None:
+def test_interrupted_by_signals_it_goes_on(
+    guest_memfd: Callable[..., int], job: Job, roomy: Guard
+) -> None:
     def interrupt(_: int) -> None:
         pid = helper_pid()
         os.kill(pid, signal.SIGSTOP)
         os.kill(pid, signal.SIGCONT)
 
     fd = guest_memfd(512 * MIB, flags=0)
-    result = prefault(job(fd, guard=small_chunks()), progress=interrupt, cancel=never)
+    result = prefault(job(fd, guard=roomy), progress=interrupt, cancel=never)
     assert result.outcome is PrefaultOutcome.COMPLETE
     assert result.allocated_bytes == 512 * MIB
 
 
-def test_it_stops_at_the_reserve(guest_memfd: Callable[..., int], job: Job) -> None:
+def test_a_node_that_fills_up_meanwhile_ends_it(
+    guest_memfd: Callable[..., int], job: Job, roomy: Guard, tmp_path: Path
+) -> None:
+    """The figures are read anew before each chunk."""
     fd = guest_memfd(512 * MIB, flags=0)
-    result = prefault(job(fd, guard=small_chunks(200 * MIB)), progress=lambda _: None, cancel=never)
+    result = prefault(
+        job(fd, guard=roomy),
+        progress=lambda _: write_zoneinfo(tmp_path, free_pages=0),
+        cancel=never,
+    )
     assert result.outcome is PrefaultOutcome.STOPPED_AT_RESERVE
-    assert result.full_node == 0
-    assert result.reserve_bytes > 0
+    assert (result.full_node, result.available_bytes) == (0, 0)
     assert 0 < result.allocated_bytes < 512 * MIB
     assert result.needed_bytes == 512 * MIB - result.allocated_bytes
-
-
-def test_a_node_that_fills_up_meanwhile_ends_it(
-    guest_memfd: Callable[..., int], job: Job, tmp_path: Path
-) -> None:
-    """The figures are read anew before each chunk: here a recorded tree that changes under it."""
-    zoneinfo = tmp_path / "proc/zoneinfo"
-    zoneinfo.parent.mkdir()
-    roomy = re.sub(r"pages free +\d+", "pages free 100000", Path("/proc/zoneinfo").read_text())
-    zoneinfo.write_text(roomy)
-
-    def fill(_: int) -> None:
-        full = tmp_path / "full"
-        full.write_text(re.sub(r"(pages free|nr_zone_(?:in)?active_file) +\d+", r"\1 0", roomy))
-        full.rename(zoneinfo)
-
-    fd = guest_memfd(512 * MIB, flags=0)
-    result = prefault(job(fd, guard=small_chunks(root=str(tmp_path))), progress=fill, cancel=never)
-    assert result.outcome is PrefaultOutcome.STOPPED_AT_RESERVE
-    assert 0 < result.allocated_bytes < 512 * MIB
-    assert result.available_bytes == 0
 
 
 def test_what_is_there_already_needs_no_room(guest_memfd: Callable[..., int], job: Job) -> None:
@@ -219,7 +220,7 @@ def test_hugetlb_without_pages_says_that_the_pool_is_empty(job: Job) -> None:
 
 
 DAEMON = """
-import os, sys, threading
+import os, signal, threading
 from pathlib import Path
 from gmemd.kernel.memfd import create_memfd
 from gmemd.kernel.mempolicy import MemPolicy
@@ -228,13 +229,15 @@ from gmemd.memory.prefault import PrefaultJob, prefault
 
 def told(_):
     task = f"/proc/self/task/{threading.get_native_id()}/children"
-    print(Path(task).read_text(), flush=True)
+    pid = int(Path(task).read_text())
+    os.kill(pid, signal.SIGSTOP)  # it must not end by itself
+    print(pid, flush=True)
     threading.Event().wait()
 
-fd = create_memfd("test", 1 << 30)
-guard = Guard({0: max(0, Guard({0: 0}).available()[0] - (2 << 30))})
+fd = create_memfd("test", 2 << 30)
+guard = Guard({0: 256 << 20})
 cpus = frozenset(os.sched_getaffinity(0))
-job = PrefaultJob(fd, 0, 1 << 30, 4096, guard, MemPolicy("default"), cpus, cpus)
+job = PrefaultJob(fd, 0, 2 << 30, 4096, guard, MemPolicy("default"), cpus, cpus)
 prefault(job, progress=told, cancel=threading.Event())
 """
 
