@@ -84,7 +84,7 @@ REGION = Region(PLAN, -1, (0, 0), PLAN.strategy, "")
         (
             PrefaultResult(PrefaultOutcome.FAILED, 0, detail="no such thing"),
             "helper-failed",
-            "the prefault helper of db-01: guest node 1 failed at 0 of 1GiB: no such thing",
+            "the prefault helper of db-01: guest node 1 failed at 0B of 1GiB: no such thing",
         ),
     ],
 )
