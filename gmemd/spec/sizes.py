@@ -45,7 +45,9 @@ def format_size(size_bytes: int) -> str:
     """Spell a size for people: exact if two decimals are enough (``1.5GiB``), else to one."""
     if size_bytes < 0:
         return f"-{format_size(-size_bytes)}"
-    fitting = (suffix for suffix in _SUFFIXES if round(size_bytes / _scale(suffix), 1) >= 1)
+    fitting = (
+        suffix for suffix in _SUFFIXES if round(size_bytes * 1024 / _scale(suffix), 1) >= 1024
+    )
     suffix = next(fitting, None)
     if suffix is None or size_bytes < _scale("KiB"):
         return f"{size_bytes}B"
