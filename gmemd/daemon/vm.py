@@ -27,6 +27,11 @@ FIRST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
 
 
+def retry_seconds(attempts: int) -> float:
+    """How long to wait after so many failed attempts, at least one: doubling up to a limit."""
+    return min(FIRST_RETRY_SECONDS * 2 ** min(attempts - 1, 16), LONGEST_RETRY_SECONDS)
+
+
 @dataclass(slots=True)
 class ManagedVm:
     """A VM's spec, memory and history. Written by the event loop alone, but for ``progress``.
@@ -79,9 +84,8 @@ class ManagedVm:
         ``reason`` is one word: figures in a message may differ from one attempt to the next.
         """
         self.progress = None
-        delay = min(FIRST_RETRY_SECONDS * 2 ** min(self.attempts, 16), LONGEST_RETRY_SECONDS)
         self.attempts += 1
-        self.retry_at = time.monotonic() + delay
+        self.retry_at = time.monotonic() + retry_seconds(self.attempts)
         news, self.failure = reason != self.failure, reason
         self.enter(VmState.FAILED, message, hint)
         return news
@@ -165,16 +169,13 @@ class ManagedVm:
     def status(self) -> VmStatus:
         """Return the VM as the snapshot has it."""
         progress = self.progress
-        message, hint = self.message, self.hint
-        if self.problem is not None and not message:
-            message, hint = str(self.problem), self.problem.hint or ""
         return VmStatus(
             vm=self.name,
             source=self.spec.source if self.spec is not None else None,
             state=self.state,
             since=self.since,
-            message=message,
-            hint=hint,
+            message=self.message,
+            hint=self.hint,
             spec_error=self.problem is not None,
             progress_ratio=progress.ratio if progress is not None else None,
             regions=tuple(self._region_statuses()),
