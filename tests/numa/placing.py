@@ -39,6 +39,15 @@ SIZE = 8 * MIB
 PAGES = SIZE // PAGE
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
 _MOVE_PAGES = 279  # of x86-64, which is what the lab is
 
 
@@ -162,21 +171,18 @@ HANDS = {
 def counted(fd: int, size: int = SIZE, first: int = 0) -> dict[int, int]:
     """Bytes per node of a fully resident range, by a move_pages loop of the test's own."""
     n_pages = (size - first) // PAGE
-    window = mmap.mmap(fd, size - first, mmap.MAP_SHARED, mmap.PROT_READ, offset=first)
+    address = _LIBC.mmap(None, size - first, mmap.PROT_READ, mmap.MAP_SHARED, fd, first)
+    assert address != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
     nodes: Counter[int] = Counter()
-    for page in range(n_pages):
-        _ = window[page * PAGE]
-    buffer = (ctypes.c_char * 1).from_buffer_copy(window[:1])
-    assert buffer.raw == window[:1]
-    address = _address_in_maps(window, size - first)
     for start in range(0, n_pages, 512):
         count = min(512, n_pages - start)
-        pages = (ctypes.c_void_p * count)(
-            *(address + (start + page) * PAGE for page in range(count))
-        )
+        where = [address + (start + page) * PAGE for page in range(count)]
+        for place in where:
+            ctypes.string_at(place, 1)
         status = (ctypes.c_int * count)()
+        pages = (ctypes.c_void_p * count)(*where)
         assert _LIBC.syscall(_MOVE_PAGES, 0, count, pages, None, status, 0) == 0
         nodes.update(status)
-    window.close()
+    _LIBC.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size - first))
     assert all(node >= 0 for node in nodes), nodes
     return {node: pages * PAGE for node, pages in sorted(nodes.items())}
