@@ -29,7 +29,7 @@ LONGEST_RETRY_SECONDS = 300.0
 
 def retry_seconds(attempts: int) -> float:
     """How long to wait after so many failed attempts, at least one: doubling up to a limit."""
-    return min(FIRST_RETRY_SECONDS * 2 ** min(attempts - 1, 16), LONGEST_RETRY_SECONDS)
+    return min(FIRST_RETRY_SECONDS * (1 << min(attempts - 1, 16)), LONGEST_RETRY_SECONDS)
 
 
 @dataclass(slots=True)

@@ -45,8 +45,11 @@ def format_size(size_bytes: int) -> str:
     """Spell a size for people: exact if two decimals are enough (``1.5GiB``), else to one."""
     if size_bytes < 0:
         return f"-{format_size(-size_bytes)}"
+    # Once it would be printed as 1024 of a unit, the next larger one fits.
     fitting = (
-        suffix for suffix in _SUFFIXES if round(size_bytes * 1024 / _scale(suffix), 1) >= 1024
+        suffix
+        for suffix in _SUFFIXES
+        if round(size_bytes * _IEC["Ki"] / _scale(suffix), 1) >= _IEC["Ki"]
     )
     suffix = next(fitting, None)
     if suffix is None or size_bytes < _scale("KiB"):
