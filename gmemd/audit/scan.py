@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from gmemd.audit.model import PolicyRead, RegionAudit
 from gmemd.errors import Exit, GmemdError
+from gmemd.kernel.bind import read_policy
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mapping import Mapping
 from gmemd.kernel.memfd import PAGE_SIZE
-from gmemd.kernel.mempolicy import get_policy_at
 from gmemd.kernel.pages import WindowScan, cachestat, scan_huge_window, scan_window
 
 if TYPE_CHECKING:
@@ -169,13 +169,12 @@ def _resident_bytes(fd: int, offset: int, length: int) -> int | None:
 def _read_policy(fd: int, offset: int, tally: _Tally) -> None:
     """Read the policy at a window's start, through a mapping that reads nothing of the memory."""
     try:
-        with Mapping(fd, offset, PAGE_SIZE) as window:
-            found = get_policy_at(window.address)
+        found = read_policy(fd, offset)
     except KernelError as error:
-        if error.errno != errno.ENODEV:
-            tally.errors[f"policy_{error.errno_name.lower()}"] += 1
+        tally.errors[f"policy_{error.errno_name.lower()}"] += 1
         return
-    tally.policies[PolicyRead(found.mode, found.nodes, found.flags)] = None
+    if found is not None:
+        tally.policies[PolicyRead(found.mode, found.nodes, found.flags)] = None
 
 
 def _scan_window(fd: int, offset: int, length: int, tally: _Tally) -> int | None:

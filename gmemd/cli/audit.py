@@ -6,21 +6,18 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmemd.cli.figures import nodes, span
-from gmemd.cli.matrix import matrix_lines
 from gmemd.cli.output import console, print_json
 from gmemd.daemon.client import DEFAULT_SOCKET, CallError, call
 from gmemd.errors import Exit
-from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from rich.console import Console
-
-HELP = """Have the daemon look at every page of a VM now, and print where the pages are, guest node
-by host node, with what drifts, why, and what to do about it. Nothing is moved or allocated."""
+HELP = (
+    "Has the daemon look at every page of a VM now, and shows where they are, guest node by host "
+    "node, with what drifts, why, and what to do about it. Nothing is moved or allocated."
+)
 
 _PATIENCE_SECONDS = 1.0
 _UNSEEN_ERRORS = frozenset({"NotAuditable", "AuditFailed"})
@@ -50,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(vm)
     else:
-        print_audit(console(), vm)
+        _print(args.socket, vm)
     return int(exit_code_of(vm))
 
 
@@ -64,49 +61,12 @@ def exit_code_of(vm: Mapping[str, Any]) -> Exit:
     return Exit.OK
 
 
-def print_audit(out: Console, vm: Mapping[str, Any]) -> None:
-    """Print an audited VM: the matrix, the audit's cost, then what each guest node calls for."""
-    out.print(f"{vm['vm']}: {vm['state']}" + (f" ({vm['message']})" if vm["message"] else ""))
-    for table in matrix_lines(out, vm):
-        out.print(table)
-    for line in audit_lines(vm):
-        out.print(line)
+def _print(socket: Path, vm: Mapping[str, Any]) -> None:
+    """Print the VM as ``gmemd status VM`` does."""
+    from gmemd.cli.vm_view import print_vm  # noqa: PLC0415  rich, to draw with
 
-
-def audit_lines(vm: Mapping[str, Any]) -> Iterator[str]:
-    """Return the lines below the matrix: how it was seen, then per guest node what is wrong."""
-    audit = vm["audit"]
-    if audit is not None:
-        exact = "every page" if audit["exact"] else "an estimate"
-        yield (
-            f"audited in {span(audit['duration_seconds'])} "
-            f"({audit['cpu_seconds']:.2g} s of CPU), {exact}"
-        )
-        yield from (f"audit error: {word} x {n}" for word, n in audit["errors"].items())
-        if audit["counters"]:
-            counted = audit["counters"].items()
-            held = ", ".join(f"{format_size(size)} on node {node}" for node, size in counted)
-            yield f"cgroup {audit['counters_cgroup']} pays for {held}"
-    for guest_node in vm["guest_nodes"]:
-        yield from _guest_node_lines(guest_node)
-
-
-def _guest_node_lines(guest_node: Mapping[str, Any]) -> Iterator[str]:
-    """Return what is wrong with a guest node: cause, policy, remedy, what wasn't seen."""
-    drift = guest_node["drift"]
-    if drift is None:
-        return
-    prefix = f"guest node {guest_node['id']}"
-    if drift["drifting"]:
-        yield f"{prefix} drifts: {drift['cause']}: {drift['detail']}"
-        for region in guest_node["regions"]:
-            read = region["policy_read"]
-            if drift["policy_match"] is False and read is not None:
-                held = f"{read['mode']} {nodes(read['host_nodes'])}"
-                yield f"  region {region['index']}: the kernel holds {held}"
-        yield f"  remedy: {drift['remedy']}"
-    if drift["unknown"]:
-        yield f"{prefix}: {format_size(drift['unknown'])} unseen: {drift['unknown_reason']}"
+    nodes = call(socket, "List")["host_nodes"]
+    print_vm(console(), vm, [node["id"] for node in nodes if node["memory"]], detailed=True)
 
 
 def _audit(socket: Path, name: str) -> dict[str, Any]:

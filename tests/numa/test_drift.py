@@ -60,6 +60,12 @@ def full(node: int, *, but_bytes: int) -> Iterator[None]:
         os.close(fd)
 
 
+def respecify(vm: PlacedVm, region: RegionSpec) -> None:
+    """The spec asks for something else than what the memory was made for."""
+    spec = VmSpec(vm="placed", guest_nodes=(GuestNode(id=0, regions=(region,)),))
+    vm.plan = plan_vm(spec, vm.host)
+
+
 def test_preferred_overflow_is_counted_to_the_byte() -> None:
     size = 256 * MIB
     with (
@@ -81,16 +87,34 @@ def test_preferred_overflow_is_counted_to_the_byte() -> None:
 
 
 @pytest.mark.lab(variant="movable")
-def test_a_movable_only_node_is_the_cause() -> None:
-    with PlacedVm(region_spec(PolicyMode.PREFERRED, 4)) as vm:
+@pytest.mark.parametrize("mode", [PolicyMode.BIND, PolicyMode.PREFERRED, PolicyMode.INTERLEAVE])
+def test_a_movable_only_node_is_the_cause(mode: PolicyMode) -> None:
+    """Nothing else than a VMM's own mbind gets there: gmemd refuses to provision it."""
+    with PlacedVm(region_spec(PolicyMode.BIND, 2)) as vm:
+        respecify(vm, region_spec(mode, 4))
+        vm.regions[0].bind = bind_range(vm.fd, 0, SIZE, MemPolicy(str(mode), frozenset({4})))
+        assert vm.drift().policy_match is True
         fallocate(vm)
         counts = counted(vm.fd)
         drift = vm.drift()
     assert 4 not in counts
     assert (drift.placed_bytes, drift.misplaced_bytes) == (0, SIZE)
+    assert drift.by_node == counts
     assert drift.cause is Cause.MOVABLE_ONLY
     assert "ZONE_MOVABLE" in drift.detail
     assert "online_kernel" in drift.remedy
+
+
+@pytest.mark.lab(variant="movable")
+def test_interleave_with_a_movable_only_node_misses_its_shares() -> None:
+    with PlacedVm(region_spec(PolicyMode.INTERLEAVE, 2, 4)) as vm:
+        fallocate(vm)
+        counts = counted(vm.fd)
+        drift = vm.drift()
+    assert 4 not in counts
+    assert drift.by_node == counts
+    assert drift.share_error_ratio == 0.5
+    assert drift.cause is Cause.MOVABLE_ONLY
 
 
 @pytest.mark.lab(variant="movable")
@@ -158,9 +182,7 @@ def test_somebody_elses_mbind_is_seen_before_a_page_is_made() -> None:
 def test_a_node_that_is_offline_is_the_cause() -> None:
     with PlacedVm(region_spec(PolicyMode.BIND, 0)) as vm:
         (region,) = vm.regions
-        wanted = RegionSpec(size_bytes=SIZE, host_nodes=frozenset({0, 5}), policy=PolicyMode.BIND)
-        spec = VmSpec(vm="placed", guest_nodes=(GuestNode(id=0, regions=(wanted,)),))
-        vm.plan = plan_vm(spec, vm.host)
+        respecify(vm, region_spec(PolicyMode.BIND, 0, 5))
         nodes = frozenset({0, 5})
         for flags in (0, STATIC_NODES):
             region.bind = bind_range(region.fd, 0, SIZE, MemPolicy("bind", nodes, flags))
@@ -174,11 +196,7 @@ def test_a_node_that_is_offline_is_the_cause() -> None:
 def test_a_changed_spec_finds_pages_of_before() -> None:
     with PlacedVm(region_spec(PolicyMode.BIND, 1)) as vm:
         allocate(vm.fd, 0, SIZE // 2)
-        spec = VmSpec(
-            vm="placed",
-            guest_nodes=(GuestNode(id=0, regions=(region_spec(PolicyMode.BIND, 2),)),),
-        )
-        vm.plan = plan_vm(spec, vm.host)
+        respecify(vm, region_spec(PolicyMode.BIND, 2))
         rebind(vm.regions[0], vm.plan.regions[0])
         fallocate(vm)
         counts = counted(vm.fd)
