@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         write_files(directory, address, lab=options.lab)
         with daemon(directory) as process:
             vms = wait_until_settled(directory, process)
-            show(directory, address, vms)
+            show(directory, address, vms, lab=options.lab)
             code = verdict(directory, vms)
             if options.once:
                 return code
@@ -125,9 +125,9 @@ def choose_backend(host: Host) -> tuple[str, str]:
 
 
 def modest_mib(nodes: Sequence[HostNode]) -> int:
-    """MiB per guest node: a thirty-second part of what is available, 8 to 128."""
+    """MiB per guest node: a sixteenth of what is available, in eights, 8 to 128."""
     available = min(node.placeable_available_bytes for node in nodes[:2])
-    return max(8, min(128, available // 32 // MIB))
+    return max(8, min(128, available // 16 // MIB // 8 * 8))
 
 
 def free_address() -> str:
@@ -172,14 +172,15 @@ def settled(vm: dict[str, Any]) -> bool:
     return vm["state"] == "failed" or (vm["state"] in SETTLED and vm["audit"] is not None)
 
 
-def show(directory: Path, address: str, vms: dict[str, dict[str, Any]]) -> None:
+def show(directory: Path, address: str, vms: dict[str, dict[str, Any]], *, lab: bool) -> None:
     """Print `gmemd status`, more on what drifts, and the metrics' address with a taste of them."""
     status(directory)
     if any(vm["drifting"] or vm["state"] == "failed" for vm in vms.values()):
         for name, vm in vms.items():
             if vm["drifting"] or vm["state"] == "failed":
                 status(directory, name)
-    print(f"\nmetrics: http://{address}/metrics\n", flush=True)
+    inside = " (inside the lab)" if lab else ""
+    print(f"\nmetrics: http://{address}/metrics{inside}\n", flush=True)
     connection = http.client.HTTPConnection(address, timeout=30)
     connection.request("GET", "/metrics")
     for line in connection.getresponse().read().decode().splitlines():
@@ -192,7 +193,8 @@ def status(directory: Path, *vm: str) -> None:
     """Print what `gmemd status` prints."""
     command = [sys.executable, "-m", "gmemd", "status", "--socket", str(directory / "io.gmemd")]
     print(f"\n$ gmemd {' '.join(('status', *vm))}\n", flush=True)
-    subprocess.run([*command, *vm], check=True)
+    if subprocess.run([*command, *vm], check=False).returncode:
+        raise SystemExit(fail(directory, "gmemd status failed"))
 
 
 def verdict(directory: Path, vms: dict[str, dict[str, Any]]) -> int:
