@@ -15,6 +15,18 @@ mount -t overlay -o lowerdir=/run/lab-checkout,upperdir=/var/lib/lab/upper,workd
 
 if test "$LAB_SYSTEMD" = 1; then
     mkdir -p /run/systemd/system
+    # What a first boot, hardware and log-ins need is most of the time of an emulated boot.
+    for unit in systemd-udev-trigger.service systemd-udev-load-credentials.service \
+        systemd-modules-load.service kmod-static-nodes.service modprobe@.service \
+        getty.target getty-static.service sys-kernel-debug.mount sys-kernel-tracing.mount \
+        systemd-hwdb-update.service e2scrub_reap.service; do
+        ln -s /dev/null "/run/systemd/system/$unit"
+    done
+    touch /etc/.updated /var/.updated
+    echo 0123456789abcdef0123456789abcdef >/etc/machine-id
+    # As udev's rule would.
+    chgrp kvm /dev/kvm
+    chmod 660 /dev/kvm
     cp /run/lab/lab.target /run/lab/lab-command.service /run/systemd/system/
     exec /usr/lib/systemd/systemd --unit=lab.target
 fi
