@@ -52,9 +52,21 @@ _packages() {
     command -v apt-get >/dev/null ||
         die "missing: ${missing[*]}" "these are Debian's package names; install yours"
     say "installing ${missing[*]}"
-    _as_root apt-get -qq update
-    _as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq install -y --no-install-recommends "${missing[@]}" >&2
+    _quietly _as_root apt-get update
+    _quietly _as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y --no-install-recommends "${missing[@]}"
+}
+
+# Runs a command and shows its output only if it fails.
+_quietly() {
+    local log
+    log=$(mktemp)
+    "$@" >"$log" 2>&1 || {
+        cat "$log" >&2
+        rm -f "$log"
+        die "failed: $*"
+    }
+    rm -f "$log"
 }
 
 _has() {
@@ -134,21 +146,15 @@ _extension() {
         return 0
     fi
     say "building the kernel extension"
-    (cd "$repository" && "$python" gmemd/kernel/build.py >"$venv/build.log" 2>&1) || {
-        cat "$venv/build.log" >&2
-        die "the kernel extension can't be built"
-    }
+    _quietly env -C "$repository" "$python" gmemd/kernel/build.py
 }
 
 # The wheel that tests/service installs, in dist/. What an earlier build left would go into it.
 _wheel() {
     say "building the wheel"
     rm -rf "$repository/build" "$repository"/dist/gmemd-*.whl
-    (cd "$repository" && "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps \
-        --no-build-isolation --wheel-dir dist . >"$venv/wheel.log" 2>&1) || {
-        cat "$venv/wheel.log" >&2
-        die "the wheel can't be built"
-    }
+    _quietly env -C "$repository" "$python" -m pip wheel --disable-pip-version-check --no-deps \
+        --no-build-isolation --wheel-dir dist .
     rm -rf "$repository/build" "$repository/gmemd.egg-info"
 }
 
