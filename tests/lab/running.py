@@ -244,12 +244,17 @@ def machine_slot() -> Iterator[None]:
             stack.enter_context((directory / f"machine-{number}.lock").open("w"))
             for number in range(MACHINES_AT_ONCE)
         ]
-        told = False
-        while not any(_try_lock(file.fileno()) for file in files):
-            if not told:
-                say(f"waiting: {MACHINES_AT_ONCE} labs are running already")
-                told = True
-            time.sleep(0.5)
+        # The first in the queue looks for a free slot; the kernel keeps the order behind it.
+        with (directory / "queue.lock").open("w") as queue:
+            if not _try_lock(queue.fileno()):
+                say("waiting: others wait for a lab too")
+                fcntl.flock(queue, fcntl.LOCK_EX)
+            told = False
+            while not any(_try_lock(file.fileno()) for file in files):
+                if not told:
+                    say(f"waiting: {MACHINES_AT_ONCE} labs are running already")
+                    told = True
+                time.sleep(0.5)
         yield
 
 
