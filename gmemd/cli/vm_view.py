@@ -123,6 +123,8 @@ def _regions(vm: Mapping[str, Any]) -> Table:
 
 def _kernel_policy(region: Mapping[str, Any]) -> str:
     """What the kernel holds for the region: as read back, and what became of the request."""
+    if region["resident"] is None:
+        return "-"
     read = region["policy_read"]
     words = []
     if read is not None:
