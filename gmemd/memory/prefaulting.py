@@ -121,6 +121,8 @@ def _prefault_one(
 def explain(region: Region, result: PrefaultResult) -> ProvisionError | None:
     """A prefault that wasn't complete, for people. None where all of the region is there."""
     plan = region.plan
+    if result.outcome is PrefaultOutcome.COMPLETE and result.allocated_bytes >= plan.size_bytes:
+        return None
     who = f"{plan.vm}: guest node {plan.guest_node}"
     had = f"{format_size(result.allocated_bytes)} of {format_size(plan.size_bytes)}"
     nodes = format_nodeset(plan.host_nodes)
@@ -131,8 +133,6 @@ def explain(region: Region, result: PrefaultResult) -> ProvisionError | None:
         case PrefaultOutcome.CANCELLED:
             return ProvisionCancelledError(plan.vm)
         case PrefaultOutcome.COMPLETE:
-            if result.allocated_bytes >= plan.size_bytes:
-                return None
             reason = "not-resident"
             text = (
                 f"{who}: the kernel reported success and allocated {had}: "

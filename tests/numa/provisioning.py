@@ -32,8 +32,6 @@ SMALL_RESERVE = Reserve(ratio=0.0, minimum_bytes=64 * MIB)
 # Far below zero: nothing is ever too full, neither for admission nor for the guard.
 NO_GUARD = Reserve(ratio=-1e9, minimum_bytes=-(1 << 60))
 
-four_nodes = pytest.mark.skipif(not (NODES / "node3").exists(), reason="needs four nodes")
-
 
 def bytes_by_node(counter: str = "FilePages") -> dict[int, int]:
     """A line of every node's meminfo, in bytes, with the per-CPU counts folded in first."""
@@ -67,7 +65,7 @@ def huge_pages(node: int, pages: int, page_size: int = 2 * MIB) -> Iterator[None
     pool = NODES / f"node{node}/hugepages/hugepages-{page_size >> 10}kB/nr_hugepages"
     pool.write_text(str(pages))
     if int(pool.read_text()) != pages:
-        pytest.skip(f"node {node} can't give {pages} huge pages")
+        pytest.fail(f"node {node} can't give {pages} huge pages")
     try:
         yield
     finally:

@@ -13,7 +13,6 @@ from tests.numa.provisioning import (
     MIB,
     bytes_by_node,
     difference,
-    four_nodes,
     huge_pages,
     huge_pages_free,
     planned,
@@ -21,8 +20,6 @@ from tests.numa.provisioning import (
     region,
     spec,
 )
-
-pytestmark = four_nodes
 
 WEIGHTS = Path("/sys/kernel/mm/mempolicy/weighted_interleave")
 MODES = [
@@ -40,8 +37,6 @@ MODES = [
 @pytest.fixture
 def _weights() -> None:
     """Node 1 three times as heavy as the others, given back as it was."""
-    if not WEIGHTS.exists():
-        pytest.skip("this kernel has no weighted interleave")
     (WEIGHTS / "node1").write_text("3")
     yield  # type: ignore[misc]
     (WEIGHTS / "node1").write_text("1")

@@ -22,7 +22,6 @@ from tests.numa.provisioning import (
     difference,
     fill_with_clean_cache,
     filled,
-    four_nodes,
     planned,
     provisioned,
     region,
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
     from gmemd.memory.progress import Progress
 
-pytestmark = four_nodes
 
 BYSTANDER = """
 import sys

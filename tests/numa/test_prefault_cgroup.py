@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gmemd.memory.errors import ProvisionError
-from tests.numa.provisioning import MIB, four_nodes, planned, provisioned, region, spec
+from tests.numa.provisioning import MIB, planned, provisioned, region, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from gmemd.memory.progress import Progress
 
 MOUNT = Path("/sys/fs/cgroup")
-pytestmark = [
-    four_nodes,
-    pytest.mark.skipif(
-        not (MOUNT / "cgroup.controllers").exists(), reason="needs cgroup v2 at its usual place"
-    ),
-]
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from tests.numa.provisioning import (
     MIB,
     bytes_by_node,
     difference,
-    four_nodes,
     huge_pages,
     huge_pages_free,
     planned,
@@ -29,8 +28,6 @@ from tests.numa.provisioning import (
     region,
     spec,
 )
-
-pytestmark = four_nodes
 
 MODES = [
     ("bind", {2}, {2: 64}),

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gmemd.host.reading import read_host
-from gmemd.kernel.errors import KernelError
-from gmemd.kernel.kvm import Kvm
 from gmemd.kernel.mempolicy import MemPolicy
 from gmemd.memory.creator import create_guest_memfds
 from gmemd.memory.guard import Guard
@@ -26,25 +24,11 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="session")
-def guest_memfd_flags() -> int:
-    """The flags that guest_memfds may have here; skips where there are none at all."""
-    try:
-        with Kvm() as kvm, kvm.create_vm() as vm:
-            if not vm.has_guest_memfd():
-                pytest.skip("this kernel has no guest_memfd")
-            return vm.guest_memfd_flags()
-    except KernelError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture
-def guest_memfd(guest_memfd_flags: int) -> Iterator[Callable[..., int]]:
+def guest_memfd() -> Iterator[Callable[..., int]]:
     fds: list[int] = []
 
     def make(size_bytes: int, *, flags: int = 3) -> int:
-        if flags & ~guest_memfd_flags:
-            pytest.skip(f"this kernel has no guest_memfd with flags {flags}")
         (fd,) = create_guest_memfds([size_bytes], flags=flags)
         fds.append(fd)
         return fd

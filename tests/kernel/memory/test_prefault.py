@@ -18,6 +18,8 @@ from gmemd.kernel.mempolicy import MemPolicy
 from gmemd.memory.guard import Guard
 from gmemd.memory.prefault import PrefaultJob, PrefaultOutcome, prefault
 
+pytestmark = pytest.mark.needs("guest_memfd_mmap", "guest_memfd_init_shared")
+
 MIB = 1 << 20
 Job = Callable[..., PrefaultJob]
 never = threading.Event()
@@ -56,14 +58,14 @@ def write_zoneinfo(root: Path, *, free_pages: int) -> None:
 def test_a_guest_memfd_of_any_flags_is_there_afterwards(
     guest_memfd: Callable[..., int], job: Job, flags: int
 ) -> None:
-    fd = guest_memfd(600 * MIB, flags=flags)
+    fd = guest_memfd(400 * MIB, flags=flags)
     told: list[int] = []
     result = prefault(job(fd), progress=told.append, cancel=never)
     assert result.outcome is PrefaultOutcome.COMPLETE
-    assert result.allocated_bytes == 600 * MIB
-    assert pages.cachestat(fd, 0, 600 * MIB).pages == 600 * 256
+    assert result.allocated_bytes == 400 * MIB
+    assert pages.cachestat(fd, 0, 400 * MIB).pages == 400 * 256
     assert told == sorted(told)
-    assert told[-1] == 600 * MIB
+    assert told[-1] == 400 * MIB
     assert len(told) > 1
     assert no_children()
 
@@ -117,14 +119,14 @@ def test_cpus_that_are_not_allowed_are_a_note(guest_memfd: Callable[..., int], j
 def test_cancelled_halfway_and_resumed(
     guest_memfd: Callable[..., int], job: Job, roomy: Guard
 ) -> None:
-    fd = guest_memfd(1024 * MIB, flags=0)
+    fd = guest_memfd(512 * MIB, flags=0)
     cancel = threading.Event()
     result = prefault(job(fd, guard=roomy), progress=lambda _: cancel.set(), cancel=cancel)
     assert result.outcome is PrefaultOutcome.CANCELLED
-    assert 0 < result.allocated_bytes < 1024 * MIB
+    assert 0 < result.allocated_bytes < 512 * MIB
     assert no_children()
     again = prefault(job(fd), progress=lambda _: None, cancel=never)
-    assert again.allocated_bytes == 1024 * MIB
+    assert again.allocated_bytes == 512 * MIB
 
 
 def test_a_helper_killed_from_outside_is_told_as_that(
@@ -133,7 +135,7 @@ def test_a_helper_killed_from_outside_is_told_as_that(
     roomy: Guard,
     open_fds: Callable[[], set[str]],
 ) -> None:
-    fd = guest_memfd(1024 * MIB, flags=0)
+    fd = guest_memfd(512 * MIB, flags=0)
     before = open_fds()
     result = prefault(
         job(fd, guard=roomy),
@@ -142,7 +144,7 @@ def test_a_helper_killed_from_outside_is_told_as_that(
     )
     assert result.outcome is PrefaultOutcome.KILLED
     assert result.detail == "SIGKILL"
-    assert result.allocated_bytes + result.needed_bytes == 1024 * MIB
+    assert result.allocated_bytes + result.needed_bytes == 512 * MIB
     assert result.needed_bytes > 0
     assert open_fds() == before
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gmemd.host.model import Host
     from gmemd.memory.progress import Progress
 
+pytestmark = pytest.mark.needs("guest_memfd_mmap", "guest_memfd_init_shared")
+
 MIB = 1 << 20
 RESERVE = Reserve(ratio=0.02, minimum_bytes=256 * MIB)
 Plan = Callable[..., VmPlan]
@@ -38,7 +40,6 @@ def provision(
     )
 
 
-@pytest.mark.usefixtures("guest_memfd_flags")
 def test_a_vm_of_two_guest_nodes_is_whole(vm_plan: Plan, host: Host) -> None:
     told: list[Progress] = []
     regions = provision(vm_plan(64 * MIB, 32 * MIB), host, progress=told.append)
@@ -55,7 +56,6 @@ def test_a_vm_of_two_guest_nodes_is_whole(vm_plan: Plan, host: Host) -> None:
     assert all(region.fd == -1 for region in regions)
 
 
-@pytest.mark.usefixtures("guest_memfd_flags")
 def test_what_was_achieved_is_what_the_kernel_kept(vm_plan: Plan, host: Host) -> None:
     """With inode policies the plan's strategy stands; before 6.19 the helper does the placing."""
     regions = provision(vm_plan(4 * MIB), host)
@@ -72,7 +72,6 @@ def test_what_was_achieved_is_what_the_kernel_kept(vm_plan: Plan, host: Host) ->
         release(regions)
 
 
-@pytest.mark.usefixtures("guest_memfd_flags")
 def test_neither_policy_nor_prefault_is_unmanaged(vm_plan: Plan, host: Host) -> None:
     plan = vm_plan(4 * MIB, strategy=Strategy.PROXY_ALLOCATION, prefault=False)
     regions = provision(plan, host)
@@ -105,7 +104,6 @@ def test_a_memfd_of_every_mode_is_prefaulted(vm_plan: Plan, host: Host, mode: Po
         release(regions)
 
 
-@pytest.mark.usefixtures("guest_memfd_flags")
 def test_a_node_that_cannot_hold_it_fails_with_figures_and_gives_all_back(
     vm_plan: Plan, host: Host, open_fds: Callable[[], set[str]]
 ) -> None:
@@ -121,7 +119,6 @@ def test_a_node_that_cannot_hold_it_fails_with_figures_and_gives_all_back(
     assert open_fds() == before
 
 
-@pytest.mark.usefixtures("guest_memfd_flags")
 def test_cancelled_it_gives_all_back(
     vm_plan: Plan, host: Host, open_fds: Callable[[], set[str]]
 ) -> None:
@@ -133,7 +130,7 @@ def test_cancelled_it_gives_all_back(
             cancel.set()
 
     with pytest.raises(ProvisionCancelledError):
-        provision(vm_plan(512 * MIB, 512 * MIB), host, progress=tell, cancel=cancel)
+        provision(vm_plan(256 * MIB, 256 * MIB), host, progress=tell, cancel=cancel)
     assert open_fds() == before
 
 
