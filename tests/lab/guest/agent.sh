@@ -14,8 +14,9 @@ port() {
 
 cd "$LAB_CHECKOUT" || exit 1
 if test "$LAB_SHELL" = 1; then
-    stty -F /dev/hvc0 rows "$LAB_ROWS" cols "$LAB_COLUMNS"
-    setsid -c sh /run/lab/command </dev/hvc0 >/dev/hvc0 2>&1
+    # The size belongs to the open terminal: it is set by whoever keeps it open.
+    size="stty rows $LAB_ROWS cols $LAB_COLUMNS"
+    setsid -c sh -c "$size; exec sh /run/lab/command" </dev/hvc0 >/dev/hvc0 2>&1
     echo $? >/run/lab/exit.part
 else
     # Pipes stand between the command and the ports, so that /dev/stdout can be opened again.

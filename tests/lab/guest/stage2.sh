@@ -19,7 +19,8 @@ if test "$LAB_SYSTEMD" = 1; then
     for unit in systemd-udev-trigger.service systemd-udev-load-credentials.service \
         systemd-modules-load.service kmod-static-nodes.service modprobe@.service \
         getty.target getty-static.service sys-kernel-debug.mount sys-kernel-tracing.mount \
-        systemd-hwdb-update.service e2scrub_reap.service; do
+        systemd-hwdb-update.service systemd-binfmt.service \
+        proc-sys-fs-binfmt_misc.automount; do
         ln -s /dev/null "/run/systemd/system/$unit"
     done
     touch /etc/.updated /var/.updated
