@@ -75,7 +75,7 @@ def _row(vm: VmStatus) -> str:
     mark = " drift" if vm.drifting else ""
     return (
         f'<tr><td>{escape(vm.vm)}</td><td class="{vm.state}">{vm.state}</td>'
-        f'<td class="number">{_bytes(size)}</td><td class="number">{_bytes(resident)}</td>'
+        f'<td class="number">{_bytes(size or None)}</td><td class="number">{_bytes(resident)}</td>'
         f'<td class="number{mark}">{_bytes(misplaced)}</td><td>{escape(_said(vm))}</td></tr>'
     )
 
