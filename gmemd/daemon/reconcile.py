@@ -21,7 +21,7 @@ from gmemd.export.snapshot import Snapshot, VmState
 from gmemd.memory.errors import ProvisionCancelledError
 from gmemd.plan.checks import check_against_host
 from gmemd.plan.ledger import commitments
-from gmemd.plan.planning import plan_vm
+from gmemd.plan.planning import can_spill, plan_vm
 from gmemd.spec.model import waiting_reason
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Reconciler:
         """Look at everything once, and publish."""
         if self._host_due <= time.monotonic() and self._host_task is None:
             self._host_task = asyncio.create_task(self._refresh_host())
-        for name in sorted(self.desired.names | frozenset(self.vms)):
+        for name in self._in_order_of_admission():
             vm = self.vms.setdefault(name, ManagedVm(name))
             try:
                 self._look_at(vm)
@@ -151,6 +151,13 @@ class Reconciler:
                 log.exception("%s: looking at it failed", name)
                 vm.fail("internal", "internal error", "the daemon's log has the traceback")
         self.publish()
+
+    def _in_order_of_admission(self) -> list[str]:
+        """All VMs by name, those whose memory can go elsewhere behind those whose can't."""
+        specs = self.desired.specs
+        spilling = {name for name, spec in specs.items() if can_spill(spec)}
+        names = self.desired.names | frozenset(self.vms)
+        return sorted(names, key=lambda name: (name in spilling, name))
 
     def _pause_seconds(self) -> float:
         """How long nothing is due."""

@@ -10,7 +10,7 @@ from gmemd.plan.checks import findings, region_title
 from gmemd.plan.ledger import Ledger, Pool
 from gmemd.plan.model import Refusal, RegionPlan, VmPlan
 from gmemd.plan.strategy import choose_strategy
-from gmemd.spec.model import Source, waiting_reason
+from gmemd.spec.model import PolicyMode, Source, waiting_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gmemd.spec.model import GuestNode, RegionSpec, VmSpec
 
 DEFAULT_RESERVE = Reserve()
+_SPILLING = frozenset({PolicyMode.PREFERRED, PolicyMode.PREFERRED_MANY})
 
 
 def plan_vm(
@@ -47,16 +48,31 @@ def plan_all(
     hugepages_committed: Mapping[Pool, int] | None = None,
     reserve: Reserve = DEFAULT_RESERVE,
 ) -> tuple[VmPlan, ...]:
-    """Plan VMs in their order, each beside those before it; a refused one takes nothing."""
+    """Plan VMs, each beside those admitted before it; a refused one takes nothing.
+
+    The plans come in the specs' order; those that can spill are admitted last (`can_spill`).
+    """
     ledger = Ledger(host, reserve, committed or {}, hugepages_committed or {})
-    plans = []
-    for spec in specs:
+    numbered = list(enumerate(specs))
+    plans: dict[int, VmPlan] = {}
+    for number, spec in sorted(numbered, key=lambda pair: can_spill(pair[1])):
         tried = ledger.copy()
-        plan = _plan(spec, host, tried)
+        plan = plans[number] = _plan(spec, host, tried)
         if plan.admitted:
             ledger = tried
-        plans.append(plan)
-    return tuple(plans)
+    return tuple(plans[number] for number, _ in numbered)
+
+
+def can_spill(spec: VmSpec) -> bool:
+    """Whether all of the VM's memory may go elsewhere when its nodes are full.
+
+    Such VMs are admitted after those that can't, or they would take the room that others must have.
+    """
+    return all(
+        region.policy in _SPILLING or not region.host_nodes
+        for node in spec.guest_nodes
+        for region in node.regions
+    )
 
 
 def _plan(spec: VmSpec, host: Host, ledger: Ledger) -> VmPlan:

@@ -9,7 +9,7 @@ from gmemd.plan.admission import Reserve
 from gmemd.plan.ledger import commitments
 from gmemd.plan.model import Strategy
 from gmemd.plan.outlook import outlook
-from gmemd.plan.planning import plan_all, plan_vm
+from gmemd.plan.planning import can_spill, plan_all, plan_vm
 from tests.unit.plan.specs import GIB, MIB, region, vm
 
 if TYPE_CHECKING:
@@ -28,6 +28,19 @@ def test_a_plan_has_every_region_in_the_specs_order(two_sockets: Host) -> None:
     assert {part.vm for part in plan.regions} == {"vm"}
     assert all(part.strategy is Strategy.INODE_POLICY for part in plan.regions)
     assert [part.prefault for part in plan.regions] == [True, True, False]
+
+
+def test_what_can_spill_leaves_its_room_to_what_cannot(two_sockets: Host) -> None:
+    specs = [
+        vm(region(40 * GIB, {1}, "preferred"), name="a"),
+        vm(region(40 * GIB, {1}), name="b"),
+    ]
+    plans = plan_all(specs, two_sockets)
+    assert [plan.spec.vm for plan in plans] == ["a", "b"]
+    assert all(plan.admitted for plan in plans)
+    assert plans[1].regions[0].demand == {1: 40 * GIB}
+    assert plans[0].regions[0].demand[0] > 0
+    assert [can_spill(spec) for spec in specs] == [True, False]
 
 
 @pytest.mark.parametrize("source", ["register", "adopt", "observe"])
