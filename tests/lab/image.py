@@ -111,7 +111,9 @@ def _clean(cache: Path, *, keep: Path) -> None:
 
 
 def _build(definition: Definition, target: Path) -> None:
-    missing = [package for name, package in NEEDED_PROGRAMS.items() if not shutil.which(name)]
+    as_root = os.geteuid() == 0
+    needed = NEEDED_PROGRAMS if as_root else {**NEEDED_PROGRAMS, "newuidmap": "uidmap"}
+    missing = [package for name, package in needed.items() if not shutil.which(name)]
     if missing:
         raise LabError(
             f"programs are missing to build the image: {', '.join(missing)}",
@@ -119,7 +121,6 @@ def _build(definition: Definition, target: Path) -> None:
         )
     started = time.monotonic()
     say(f"building the image (a few minutes, about 2 GB in {target.parent})")
-    as_root = os.geteuid() == 0
     # Without root mmdebstrap works in a user namespace, whose root can't enter a private cache.
     with tempfile.TemporaryDirectory(
         prefix="building-", dir=target.parent if as_root else None
@@ -131,13 +132,17 @@ def _build(definition: Definition, target: Path) -> None:
         results.chmod(0o755 if as_root else 0o777)
         wheels = work / "wheels"
         _download_wheels(definition, wheels)
-        log = target.parent / "build.log"
-        _run_logged(
-            mmdebstrap_command(definition, wheels, results, mode="root" if as_root else "unshare"),
-            log,
-        )
+        mode = "root" if as_root else "unshare"
+        command = mmdebstrap_command(definition, wheels, results, mode=mode)
         staged = target.with_name(f"building-{target.name}")
-        _copy_sparse(results, staged)
+        try:
+            _run_logged(command, target.parent / "build.log")
+            _copy_sparse(results, staged)
+        finally:
+            if not as_root:
+                # Folders in there belong to the namespace's root, and only it may empty them.
+                helper = ["mmdebstrap", "--unshare-helper", "rm", "-rf", str(results)]
+                subprocess.run(helper, check=False)
         staged.rename(target)
     say(f"built the image in {time.monotonic() - started:.0f} s")
 
@@ -212,7 +217,7 @@ def _follow(stream: IO[str] | None, copy: IO[str]) -> list[str]:
 
 
 def _copy_sparse(source: Path, target: Path) -> None:
-    """Moves the results next to the other images; across file systems holes stay holes."""
+    """Puts the results next to the other images; where they can't be moved, holes stay holes."""
     try:
         source.rename(target)
     except OSError:
