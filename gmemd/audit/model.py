@@ -19,8 +19,24 @@ class PolicyRead:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """Pages drawn at random, without repetition, from all pages of a region, holes included.
+
+    All in pages of the region's page size; ``population`` is how many the region has, and
+    drawn - sum(by_node) - unknown is how many of those drawn don't exist.
+    """
+
+    population: int
+    drawn: int
+    by_node: Mapping[int, int] = field(default_factory=dict)
+    unknown: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RegionAudit:
     """One region's pages. sum(by_node) + unknown_bytes = resident_bytes, always.
+
+    ``sample`` is None after a look at every page; else the bytes are its estimate of them.
 
     ``policy`` is the inode's at the region's start, read through a fresh mapping; None where it
     can't be read; ``other_policies`` are those found further in, where they differ from it.
@@ -40,6 +56,7 @@ class RegionAudit:
     pages_seen: int = 0
     exact: bool = True
     other_policies: tuple[PolicyRead, ...] = ()
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True, slots=True)

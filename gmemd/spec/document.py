@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from gmemd.spec import nodeset, scalars
-from gmemd.spec.model import Backend, OnVmmExit, PolicyMode, Source, Value
+from gmemd.spec.model import CREATABLE, Backend, OnVmmExit, PolicyMode, Source, Value
 from gmemd.spec.problems import FieldError
 from gmemd.spec.sizes import parse_size
 
@@ -163,8 +163,8 @@ Distances = Annotated[
 ]
 BackendWord = Annotated[
     Backend | None,
-    from_text(scalars.choice_parser(Backend), "a word"),
-    WithJsonSchema(words_schema(*Backend)),
+    from_text(scalars.choice_parser(CREATABLE), "a word"),
+    WithJsonSchema(words_schema(*CREATABLE)),
     Field(description="What the memory is; default guest_memfd."),
 ]
 PolicyWord = Annotated[

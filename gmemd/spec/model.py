@@ -19,10 +19,18 @@ class Source(StrEnum):
 
 
 class Backend(StrEnum):
-    """What a region's memory is."""
+    """What a region's memory is. A spec asks for the first two; the others are only observed."""
 
     GUEST_MEMFD = "guest_memfd"
     MEMFD = "memfd"
+    FILE = "file"
+    """A named file: on tmpfs, hugetlbfs or a disk."""
+    ANONYMOUS = "anonymous"
+    """A VMM's private memory, private copies of a file's pages included."""
+
+
+CREATABLE = (Backend.GUEST_MEMFD, Backend.MEMFD)
+"""What a spec may ask for."""
 
 
 class PolicyMode(StrEnum):

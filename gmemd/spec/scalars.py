@@ -60,16 +60,14 @@ def parse_boolean(text: str) -> bool:
     raise FieldError("must be true or false", hint=f"write {wish}" if wish else None)
 
 
-def choice_parser(choices: type[_E]) -> Callable[[str], _E]:
-    """Return a parser of an enumeration's words."""
+def choice_parser(choices: Iterable[_E]) -> Callable[[str], _E]:
+    """Return a parser of an enumeration's words, or of some of them."""
+    words = {str(choice): choice for choice in choices}
 
     def parse(text: str) -> _E:
-        try:
-            return choices(text)
-        except ValueError:
-            raise FieldError(
-                f"must be one of {', '.join(choices)}", hint=did_you_mean(text, choices)
-            ) from None
+        if text in words:
+            return words[text]
+        raise FieldError(f"must be one of {', '.join(words)}", hint=did_you_mean(text, words))
 
     return parse
 
