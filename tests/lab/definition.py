@@ -50,6 +50,7 @@ class Definition:
         "jq",
         "numactl",
         "prometheus",
+        "prometheus-node-exporter",
         "python3",
         "python3-venv",
         "python3-pip",

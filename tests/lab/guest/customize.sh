@@ -17,8 +17,9 @@ printf '127.0.0.1 localhost gmemd-lab\n::1 localhost\n' >"$root/etc/hosts"
 : >"$root/etc/fstab"
 : >"$root/etc/machine-id"
 chroot "$root" passwd -d root
-for unit in prometheus.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
-    e2scrub_all.timer e2scrub_reap.service fstrim.timer; do
+for unit in prometheus.service prometheus-node-exporter.service apt-daily.timer \
+    apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
+    fstrim.timer; do
     if test -e "$root/usr/lib/systemd/system/$unit"; then
         chroot "$root" systemctl disable "$unit"
     fi
