@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 #
 #   setup_run      what the checkout needs to run: a virtual environment at .venv, the extension
-#   setup_test     the tests' needs besides: linters, test libraries, promtool
+#   setup_test     the tests' needs besides: linters, test libraries, promtool, the wheel
+#   setup_wheel    what builds the wheel, and the wheel in dist/
 #   setup_lab      what builds and runs the lab: QEMU, mmdebstrap, e2fsprogs
 #
 # Each installs only what is missing, so the second time it takes no time and needs no network.
@@ -34,6 +35,12 @@ setup_test() {
     _environment ".[test]"
     _extension
     _promtool
+    _wheel
+}
+
+setup_wheel() {
+    _packages python3:python3 gcc:gcc _c_headers:libc6-dev _python_headers:python3-dev _venv:python3-venv
+    _environment ".[run]"
     _wheel
 }
 
@@ -149,12 +156,18 @@ _extension() {
     _quietly env -C "$repository" "$python" gmemd/kernel/build.py
 }
 
-# The wheel that tests/service installs, in dist/. What an earlier build left would go into it.
+# The wheel, in dist/: the same bytes from the same commit, compiler and Python, in whatever folder.
+# What an earlier build left would go into it, and so would debugging information and the library
+# paths of the Python that builds it.
 _wheel() {
+    local epoch
+    epoch=$(git -C "$repository" log -1 --format=%ct 2>/dev/null) || epoch=
     say "building the wheel"
     rm -rf "$repository/build" "$repository"/dist/gmemd-*.whl
-    _quietly env -C "$repository" "$python" -m pip wheel --disable-pip-version-check --no-deps \
-        --no-build-isolation --wheel-dir dist .
+    _quietly env -C "$repository" SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-${epoch:-315532800}}" \
+        CC=gcc LDSHARED="gcc -shared -Wl,--strip-all" \
+        "$python" -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation \
+        --wheel-dir dist .
     rm -rf "$repository/build" "$repository/gmemd.egg-info"
 }
 
