@@ -76,6 +76,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("pidfd_getfd", errnos.ESRCH): "the process is gone",
     ("move_pages", errnos.EPERM): "needs ptrace access to the process: CAP_SYS_PTRACE",
     ("move_pages", errnos.ESRCH): "the process is gone",
+    ("move_pages", errnos.EINVAL): "the process has no memory any more: it is exiting",
 }
 
 _NAMES: dict[int, str] = {**errnos.errorcode, 95: "EOPNOTSUPP", 133: "EHWPOISON"}

@@ -59,6 +59,29 @@ class WindowScan:
     nodes: array[int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignScan:
+    """Pages of another process, as many as were asked for: sum(by_node) + sum(errors) = pages.
+
+    ``errors`` counts by errno. ENOENT: nothing is mapped there; it never was touched, was swapped
+    out, or is poisoned or a device's memory. EFAULT: only the kernel's shared page of zeros is
+    mapped (memory that was read before it was written), or the address is in no mapping at all;
+    kernels before 6.12 [read] say so of some holes, too. None of these is memory that the process
+    maps: ``absent_pages``. Huge pages answer at any address within them, alike (THP and hugetlb),
+    and so do pages in a PROT_NONE mapping. A private mapping of a file answers with the file's
+    page where it was only read, with its own copy where it was written.
+    """
+
+    pages: int
+    by_node: MappingOf[int, int] = field(default_factory=dict)
+    errors: MappingOf[int, int] = field(default_factory=dict)
+
+    @property
+    def absent_pages(self) -> int:
+        """Pages that the process has no memory for."""
+        return self.errors.get(errno.ENOENT, 0) + self.errors.get(errno.EFAULT, 0)
+
+
 def cachestat(fd: int, offset: int, length: int) -> Cachestat:
     """Counts of a file's range. Raises KernelError: EOPNOTSUPP for hugetlb, ENOSYS before 6.5."""
     if length <= 0:
@@ -153,6 +176,51 @@ def scan_window(
         what=f"scanning {length} bytes at offset {mapping.offset + offset} of fd {mapping.fd}",
     )
     return _scanned(out, "cachestat" if out.by_cachestat else "mincore", nodes)
+
+
+def scan_pages(mapping: Mapping, pages: array[int]) -> WindowScan:
+    """As ``scan_window``, of single base pages: ``pages`` (type Q) are their numbers in it."""
+    out = ffi.new("struct gm_scan *")
+    if pages and not 0 <= min(pages) <= max(pages) < mapping.length // PAGE_SIZE:
+        raise ValueError(f"not all pages are within a mapping of {mapping.length} bytes")
+    invoke(
+        "scan",
+        lib.gm_scan_pages,
+        mapping.fd,
+        mapping.offset,
+        mapping.at(0),
+        ffi.from_buffer("uint64_t[]", pages),
+        len(pages),
+        out,
+        what=f"scanning {len(pages)} pages of fd {mapping.fd}",
+    )
+    return _scanned(out, "cachestat" if out.by_cachestat else "mincore", None)
+
+
+def scan_foreign_range(pid: int, address: int, pages: int, page_size: int) -> ForeignScan:
+    """Where ``pages`` pages of a process are, from ``address`` on, one every ``page_size`` bytes.
+
+    Nothing is mapped, allocated or moved. The process' mmap lock is taken shared, for 16 pages at
+    a time. Raises KernelError: EPERM without ptrace access, ESRCH if the process is gone, EINVAL
+    while it exits.
+    """
+    return _scan_foreign(pid, address, page_size, ffi.NULL, pages)
+
+
+def scan_foreign_pages(pid: int, addresses: array[int]) -> ForeignScan:
+    """As ``scan_foreign_range``, of the pages at these addresses (type Q), in their order."""
+    return _scan_foreign(pid, 0, 0, ffi.from_buffer("uint64_t[]", addresses), len(addresses))
+
+
+def _scan_foreign(pid: int, address: int, step: int, listed: CData, pages: int) -> ForeignScan:
+    out = ffi.new("struct gm_scan *")
+    what = f"asking for the nodes of {pages} pages of pid {pid}"
+    invoke("move_pages", lib.gm_scan_foreign, pid, address, step, listed, pages, out, what=what)
+    return ForeignScan(
+        pages=out.resident,
+        by_node=_counts(out.by_node, out.nodes_end),
+        errors=_counts(out.errors, out.errors_end),
+    )
 
 
 def scan_huge_window(

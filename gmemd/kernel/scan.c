@@ -1,6 +1,6 @@
 /*
- * Scans: which pages of a file's window are resident, and on which node each is. This continues
- * kernel.c, whose calls it is made of.
+ * Scans: which pages of a file's window, or of another process, are resident, and on which node
+ * each is. This continues kernel.c, whose calls it is made of.
  */
 
 /* --- scan ----------------------------------------------------------------------------------- */
@@ -197,6 +197,62 @@ int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int 
 					   : scan_range_by_mincore(&scan, page, count);
 		if (result < 0)
 			return result;
+	}
+	return 0;
+}
+
+/* As gm_scan, of single pages of the window, by their numbers in it. */
+int64_t gm_scan_pages(int fd, uint64_t offset, uint64_t address, const uint64_t *pages,
+		      uint64_t count, struct gm_scan *out)
+{
+	struct scan scan = {.fd = fd, .offset = offset, .address = address,
+			    .page_size = base_page_size(), .use_cachestat = 1, .out = out};
+	int64_t result;
+	uint64_t i;
+
+	memset(out, 0, sizeof(*out));
+	if (count == 0)
+		return 0;
+	result = choose_look(&scan);
+	if (result < 0)
+		return result;
+	out->by_cachestat = (uint64_t)result;
+	for (i = 0; i < count; i++) {
+		result = out->by_cachestat ? scan_range(&scan, pages[i], 1)
+					   : scan_range_by_mincore(&scan, pages[i], 1);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+/* --- pages of another process --------------------------------------------------------------- */
+
+/*
+ * The kernel takes the process' mmap lock, shared, for 16 addresses at a time. A system call of
+ * 256 costs no more per page than a larger one, and holds on to the process for less than 0.1 ms.
+ */
+#define FOREIGN_BATCH 256
+
+/* Counts pages by node and errno: those listed, or from an address on, so many steps apart. */
+int64_t gm_scan_foreign(int pid, uint64_t address, uint64_t step, const uint64_t *listed,
+			uint64_t pages, struct gm_scan *out)
+{
+	struct scan scan = {.out = out};
+	uint64_t addresses[FOREIGN_BATCH], done, count, i;
+	int status[FOREIGN_BATCH];
+	int64_t result;
+
+	memset(out, 0, sizeof(*out));
+	for (done = 0; done < pages; done += count) {
+		count = pages - done < FOREIGN_BATCH ? pages - done : FOREIGN_BATCH;
+		for (i = 0; i < count; i++)
+			addresses[i] = listed ? listed[done + i] : address + (done + i) * step;
+		result = gm_move_pages(pid, count, addresses, NULL, status);
+		if (result < 0)
+			return result;
+		for (i = 0; i < count; i++)
+			count_page(&scan, done + i, (int16_t)status[i]);
 	}
 	return 0;
 }

@@ -1,0 +1,112 @@
+"""Samples of pages: as many as asked for, each once, none likelier than another."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections import Counter
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gmemd.audit.sampling import allocate, draw_pages
+
+SEED = 20261121
+
+
+@given(population=st.integers(0, 5000), n_pages=st.integers(0, 6000), seed=st.integers(0, 1 << 32))
+def test_as_many_as_asked_for_distinct_and_in_order(
+    population: int, n_pages: int, seed: int
+) -> None:
+    drawn = draw_pages(population, n_pages, Random(seed))
+    assert drawn.typecode == "Q"
+    assert len(drawn) == min(population, n_pages)
+    assert list(drawn) == sorted(set(drawn))
+    assert all(0 <= page < population for page in drawn)
+
+
+@given(population=st.integers(1, 1 << 52), seed=st.integers(0, 1 << 32))
+def test_no_population_is_too_large(population: int, seed: int) -> None:
+    drawn = draw_pages(population, 50, Random(seed))
+    assert len(set(drawn)) == min(population, 50)
+    assert max(drawn) < population
+
+
+def test_the_same_seed_draws_the_same_pages() -> None:
+    assert draw_pages(1 << 31, 1000, Random(1)) == draw_pages(1 << 31, 1000, Random(1))
+    assert draw_pages(1 << 31, 1000, Random(1)) != draw_pages(1 << 31, 1000, Random(2))
+
+
+def chi_square(population: int, n_pages: int, draws: int) -> float:
+    """How far the pages' frequencies are from equal, with population - 1 degrees of freedom."""
+    rng = Random(SEED)
+    seen: Counter[int] = Counter()
+    for _ in range(draws):
+        seen.update(draw_pages(population, n_pages, rng))
+    each = draws * n_pages / population
+    distance = sum((seen[page] - each) ** 2 for page in range(population)) / each
+    # Without repetition the frequencies vary less than a multinomial's, by this much.
+    return distance / (1 - n_pages / population)
+
+
+def test_every_page_is_as_likely_as_any_other() -> None:
+    # 99.9 % of the values of chi square with 99 degrees of freedom are below 149.
+    for n_pages in (1, 3, 30, 50, 51, 80, 99):
+        assert chi_square(100, n_pages, draws=4000) < 149
+
+
+def test_every_pair_is_as_likely_as_any_other() -> None:
+    rng = Random(SEED)
+    pairs = Counter(tuple(draw_pages(10, 2, rng)) for _ in range(45_000))
+    assert len(pairs) == 45
+    # 99.9 % of the values of chi square with 44 degrees of freedom are below 79.
+    assert sum((found - 1000) ** 2 for found in pairs.values()) / 1000 < 79
+
+
+def test_eight_tebibytes_cost_what_a_gibibyte_costs() -> None:
+    started = time.process_time()
+    draw_pages(1 << 31, 16_384, Random(SEED))
+    assert time.process_time() - started < 1
+    tracemalloc.start()
+    draw_pages(1 << 31, 100_000, Random(SEED))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+def test_regions_share_in_proportion() -> None:
+    assert allocate([3000, 1000], 400, least=1) == [300, 100]
+    assert allocate([1 << 22, 1 << 20, 1 << 20], 6000, least=1) == [4000, 1000, 1000]
+
+
+def test_every_region_has_a_share() -> None:
+    assert allocate([1 << 30, 1000], 4096, least=64) == [4096, 64]
+
+
+def test_a_region_no_larger_than_its_share_is_whole_and_leaves_the_rest_to_others() -> None:
+    assert allocate([50, 9000], 4096, least=64) == [50, 4046]
+    assert allocate([10, 20], 4096, least=64) == [10, 20]
+    assert allocate([512, 1 << 20], 4096, least=512) == [512, 3584]
+
+
+def test_nothing_to_share() -> None:
+    assert allocate([], 4096, least=64) == []
+    assert allocate([0, 0], 4096, least=64) == [0, 0]
+    assert allocate([0, 100_000], 4096, least=64) == [0, 4096]
+
+
+@given(
+    populations=st.lists(st.integers(0, 1 << 31), max_size=8),
+    n_pages=st.integers(0, 1 << 16),
+    least=st.integers(0, 512),
+)
+def test_shares_are_never_more_than_there_is_nor_less_than_the_least(
+    populations: list[int], n_pages: int, least: int
+) -> None:
+    shares = allocate(populations, n_pages, least=least)
+    assert len(shares) == len(populations)
+    for share, population in zip(shares, populations, strict=True):
+        assert min(population, least) <= share <= population
+    assert sum(shares) <= n_pages + len(populations) * (least + 1)
+    assert sum(shares) >= min(n_pages, sum(populations))
