@@ -1,32 +1,80 @@
-"""``gmemd audit``: one audit of a VM now, and what it saw."""
+"""``gmemd audit``: where running VMs' memory is, now, against where it was meant to be."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmemd.cli.output import console, print_json
-from gmemd.daemon.client import DEFAULT_SOCKET, CallError, call
-from gmemd.errors import Exit
+from gmemd.daemon.client import DEFAULT_SOCKET, NoDaemonError, RefusedError, call
+from gmemd.errors import Exit, GmemdError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 HELP = (
-    "Has the daemon look at every page of a VM now, and shows where they are, guest node by host "
-    "node, with what drifts, why, and what to do about it. Nothing is moved or allocated."
+    "Finds running VMs and shows, guest node by host node, where their memory is and where it was "
+    "meant to be, with what drifts, why, and what to do about it. It needs no daemon and no spec, "
+    "and changes nothing: no page is moved or allocated, no VM is held up. A VM whose memory a "
+    "daemon made is audited by the daemon."
 )
 
-_PATIENCE_SECONDS = 1.0
-_UNSEEN_ERRORS = frozenset({"NotAuditable", "AuditFailed"})
+DEFAULT_SAMPLE_PAGES = 4096
+
+
+class NoSuchVmError(GmemdError):
+    """No VM of that name or pid is known."""
+
+    exit_code = Exit.USAGE
+
+
+class OptionError(GmemdError):
+    """Options that don't go together."""
+
+    exit_code = Exit.USAGE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("vm", metavar="VM", help="the VM, by the name of its spec")
-    parser.add_argument("--json", action="store_true", help="print JSON, as status VM --json does")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("vm", nargs="?", metavar="VM", help="the VM of this name")
+    which.add_argument("--all", action="store_true", help="every VM that runs on this host")
+    which.add_argument("--pid", type=int, metavar="PID", help="the VM that this process holds")
+    much = parser.add_mutually_exclusive_group()
+    much.add_argument(
+        "--sample",
+        type=_pages,
+        default=DEFAULT_SAMPLE_PAGES,
+        metavar="N",
+        help="look at N pages of each guest node, drawn at random (default: %(default)s)",
+    )
+    much.add_argument(
+        "--full",
+        action="store_true",
+        help="look at every page, and read the kernel's policies; of large VMs that takes a while, "
+        "and reading the policies may hold up a VMM's mmap calls",
+    )
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument(
+        "--format",
+        choices=("text", "json", "prometheus"),
+        default="text",
+        help="prometheus is for node_exporter's textfile collector (default: %(default)s)",
+    )
+    shape.add_argument(
+        "--json",
+        action="store_const",
+        dest="format",
+        const="json",
+        help="the same as --format json",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.prom",
+        help="with --format prometheus: write this file, whole or not at all",
+    )
     parser.add_argument(
         "--socket",
         type=Path,
@@ -36,60 +84,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _pages(text: str) -> int:
+    pages = int(text)
+    if pages < 1:
+        raise ValueError
+    return pages
+
+
 def run(args: argparse.Namespace) -> int:
     """Audit, print, and tell by the exit code: 1 drift, 5 part of it could not be seen."""
-    try:
-        vm = _audit(args.socket, args.vm)
-    except CallError as error:
-        if error.error in _UNSEEN_ERRORS:
-            error.exit_code = Exit.UNSEEN
-        raise
-    if args.json:
-        print_json(vm)
+    _check_options(args)
+    if args.vm is not None and args.format != "prometheus" and _belongs_to_daemon(args):
+        from gmemd.cli.audit_daemon import audit_by_daemon  # noqa: PLC0415  not for other audits
+
+        return audit_by_daemon(args.socket, args.vm, as_json=args.format == "json")
+    from gmemd.cli.audit_running import look  # noqa: PLC0415  what only an audit here needs
+
+    looked = look(args)
+    if args.format == "prometheus":
+        _export(args.output, looked.prometheus())
+    elif args.format == "json":
+        print_json(looked.to_json() if args.all else looked.vms_json[0])
     else:
-        _print(args.socket, vm)
-    return int(exit_code_of(vm))
+        looked.print(console())
+    return int(exit_code(looked.vms_json, looked.unseen_processes))
 
 
-def exit_code_of(vm: Mapping[str, Any]) -> Exit:
-    """Return the verdict on an audited VM's JSON; drift outranks what could not be seen."""
-    if vm["drifting"]:
+def _check_options(args: argparse.Namespace) -> None:
+    from gmemd.export.textfile import SUFFIX  # noqa: PLC0415  only where there is a file
+
+    if args.output is None:
+        return
+    if args.format != "prometheus":
+        raise OptionError(
+            f"--output {args.output} is for --format prometheus",
+            hint="redirect the output for other formats",
+        )
+    if args.output.suffix != SUFFIX:
+        raise OptionError(
+            f"--output {args.output}: its name must end in {SUFFIX}",
+            hint="node_exporter's textfile collector reads no other files",
+        )
+
+
+def _belongs_to_daemon(args: argparse.Namespace) -> bool:
+    """Whether a daemon holds the memory of that VM."""
+    try:
+        vms = call(args.socket, "List")["vms"]
+    except (NoDaemonError, RefusedError):
+        return False
+    return any(vm["vm"] == args.vm and vm.get("running") is None for vm in vms)
+
+
+def _export(output: Path | None, content: bytes) -> None:
+    from gmemd.export.textfile import write_textfile  # noqa: PLC0415  as above
+
+    if output is None:
+        print(content.decode(), end="")
+    else:
+        write_textfile(output, content)
+
+
+def exit_code(vms: Sequence[Mapping[str, Any]], unseen_processes: int = 0) -> Exit:
+    """Return the verdict on audited VMs' JSON; drift outranks what could not be seen."""
+    if any(vm["drifting"] for vm in vms):
         return Exit.DRIFT
-    drifts = [guest_node["drift"] for guest_node in vm["guest_nodes"]]
-    if vm["audit"] is None or any(drift is None or drift["unknown"] for drift in drifts):
+    reasons = [vm["running"]["unknown"] for vm in vms if vm.get("running") is not None]
+    if reasons and all(reason == "not_permitted" for reason in reasons):
+        return Exit.NOT_PERMITTED
+    if unseen_processes or any(map(_is_unseen, vms)):
         return Exit.UNSEEN
     return Exit.OK
 
 
-def _print(socket: Path, vm: Mapping[str, Any]) -> None:
-    """Print the VM as ``gmemd status VM`` does."""
-    from gmemd.cli.vm_view import print_vm  # noqa: PLC0415  rich, to draw with
-
-    nodes = call(socket, "List")["host_nodes"]
-    print_vm(console(), vm, [node["id"] for node in nodes if node["memory"]], detailed=True)
-
-
-def _audit(socket: Path, name: str) -> dict[str, Any]:
-    """Call the daemon; at a terminal, an audit that takes a while shows that it is at work."""
-    results: list[dict[str, Any]] = []
-    failures: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            results.append(call(socket, "Audit", vm=name)["vm"])
-        except Exception as error:  # noqa: BLE001  raised again below, in the caller's thread
-            failures.append(error)
-
-    # A daemon thread: Ctrl-C ends the command while the daemon's answer is still awaited.
-    asking = threading.Thread(target=ask, name="audit", daemon=True)
-    asking.start()
-    asking.join(_PATIENCE_SECONDS)
-    if asking.is_alive():
-        errors = console(stderr=True)
-        if errors.is_terminal:
-            with errors.status(f"looking at the pages of {name}"):
-                asking.join()
-        asking.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+def _is_unseen(vm: Mapping[str, Any]) -> bool:
+    """Whether some of a VM's memory was not seen."""
+    running = vm.get("running")
+    if vm["audit"] is None or (running is not None and running["unknown"]):
+        return True
+    drifts = [guest_node["drift"] for guest_node in vm["guest_nodes"]]
+    return any(drift is None or drift["unknown"] for drift in drifts)

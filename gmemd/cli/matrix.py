@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MISPLACED = "!"
 UNSEEN = "?"
+ESTIMATED = "~"
 
 
 def matrix_lines(
@@ -32,7 +33,7 @@ def matrix_lines(
     that hold or may hold any of the VM's memory always have one.
     """
     used = _host_nodes_of(vm)
-    if all(guest_node["drift"] is None for guest_node in vm["guest_nodes"]):
+    if all(row["drift"] is None for row in _rows(vm)):
         yield _summary(vm)
         return
     every = sorted(used | set(host_nodes))
@@ -45,6 +46,47 @@ def matrix_lines(
     yield from _placements(console, vm, sorted(used))
 
 
+def has_rows(vm: Mapping[str, Any]) -> bool:
+    """Whether there is anything to draw."""
+    return bool(_rows(vm))
+
+
+def _rows(vm: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The guest nodes; below them, in their form, what a running VMM has and nothing declares."""
+    rows = list(vm["guest_nodes"])
+    running = vm.get("running")
+    if running is not None and running["unmatched"]:
+        rows.append(_unmatched_row(running["unmatched"]))
+    return rows
+
+
+def _unmatched_row(pieces: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    seen = [piece for piece in pieces if piece["resident"] is not None]
+    by_node: dict[str, int] = {}
+    for piece in seen:
+        for node, size in piece["by_node"].items():
+            by_node[node] = by_node.get(node, 0) + size
+    drift = {
+        "resident": sum(piece["resident"] for piece in seen),
+        "unknown": sum(piece["unknown"] for piece in seen),
+        "by_node": by_node,
+        "host_nodes_allowed": [],
+        "misplaced": 0,
+        "drift_ratio": None,
+        "share_error_ratio": None,
+        "policy_match": None,
+        "drifting": False,
+        "declared": False,
+        "sampled": any(piece["sampled"] for piece in seen),
+    }
+    return {
+        "id": "unmatched",
+        "memory": sum(piece["size"] for piece in pieces),
+        "regions": [],
+        "drift": drift if seen else None,
+    }
+
+
 def _fits(console: Console, candidate: Table) -> bool:
     """Whether a table needs no more than the console's columns."""
     unbounded = console.options.update(max_width=PLAIN_WIDTH)
@@ -54,7 +96,7 @@ def _fits(console: Console, candidate: Table) -> bool:
 def _host_nodes_of(vm: Mapping[str, Any]) -> set[int]:
     """Host nodes that hold the VM's memory, or may."""
     found: set[int] = set()
-    for guest_node in vm["guest_nodes"]:
+    for guest_node in _rows(vm):
         drift = guest_node["drift"]
         if drift is not None:
             found.update(int(node) for node, size in drift["by_node"].items() if size)
@@ -78,7 +120,7 @@ def _whole(vm: Mapping[str, Any], columns: Sequence[int]) -> Table:
     unseen = _has_unseen(vm)
     if unseen:
         drawn.add_column("unseen", justify="right", no_wrap=True)
-    for guest_node in vm["guest_nodes"]:
+    for guest_node in _rows(vm):
         cells = [_cell(guest_node, node, between=" ") for node in columns]
         if unseen:
             cells.append(_unseen_cell(guest_node, between=" "))
@@ -90,7 +132,7 @@ def _summary(vm: Mapping[str, Any]) -> Table:
     """The guest nodes' figures alone."""
     drawn = table()
     _add_summary_columns(drawn)
-    for guest_node in vm["guest_nodes"]:
+    for guest_node in _rows(vm):
         drawn.add_row(*_summary_cells(guest_node))
     return drawn
 
@@ -116,7 +158,7 @@ def _placement(vm: Mapping[str, Any], columns: Sequence[int | None]) -> Table:
     for node in columns:
         heading = "unseen" if node is None else f"host\n{node}"
         drawn.add_column(heading, justify="right", no_wrap=True)
-    for guest_node in vm["guest_nodes"]:
+    for guest_node in _rows(vm):
         cells = (
             _unseen_cell(guest_node, between="\n")
             if node is None
@@ -137,7 +179,7 @@ def _add_summary_columns(drawn: Table) -> None:
 
 def _summary_cells(guest_node: Mapping[str, Any]) -> list[str | Text]:
     drift = guest_node["drift"]
-    resident = format_size(drift["resident"]) if drift is not None else "-"
+    resident = _about(drift, drift["resident"]) if drift is not None else "-"
     return [
         str(guest_node["id"]),
         format_size(guest_node["memory"]),
@@ -160,11 +202,11 @@ def policy_words(regions: Sequence[Mapping[str, Any]]) -> str:
 
 def drift_words(drift: Mapping[str, Any] | None) -> str | Text:
     """What drifts, as short as can be: misplaced share, shares off, policy changed."""
-    if drift is None:
+    if drift is None or not drift["declared"]:
         return "-"
     words = []
     if drift["misplaced"] or drift["share_error_ratio"] is None:
-        words.append(percent(drift["drift_ratio"]) if drift["resident"] else "-")
+        words.append(_ratio_words(drift) if drift["resident"] else "-")
     if drift["share_error_ratio"] is not None:
         words.append(f"shares ±{percent(drift['share_error_ratio'])}")
     if drift["policy_match"] is False:
@@ -172,6 +214,21 @@ def drift_words(drift: Mapping[str, Any] | None) -> str | Text:
     if not drift["drifting"]:
         return ", ".join(words)
     return _marked(", ".join(words))
+
+
+def _ratio_words(drift: Mapping[str, Any]) -> str:
+    """The misplaced share; of a sample with its interval, as far as there is one."""
+    ratio, upper = drift["drift_ratio"], drift["drift_upper_ratio"]
+    if not drift["sampled"] or ratio is None:
+        return percent(ratio)
+    if not ratio:
+        return f"0%, at most {percent(upper)}"
+    return f"{percent(ratio)} ({percent(drift['drift_lower_ratio'])} to {percent(upper)})"
+
+
+def _about(drift: Mapping[str, Any], size: int) -> str:
+    """A size, marked where it is estimated from a sample."""
+    return f"{ESTIMATED if drift['sampled'] and size else ''}{format_size(size)}"
 
 
 def _marked(words: str) -> Text:
@@ -192,7 +249,7 @@ def _cell(guest_node: Mapping[str, Any], node: int, *, between: str) -> str | Te
     size = int(drift["by_node"].get(str(node), 0))
     if not size:
         return "0" if allowed else "-"
-    words = f"{format_size(size)}{between}{percent(size / drift['resident'])}"
+    words = f"{_about(drift, size)}{between}{percent(size / drift['resident'])}"
     if allowed:
         return Text(words, style="green")
     if not drift["misplaced"]:
@@ -201,7 +258,7 @@ def _cell(guest_node: Mapping[str, Any], node: int, *, between: str) -> str | Te
 
 
 def _has_unseen(vm: Mapping[str, Any]) -> bool:
-    drifts = (guest_node["drift"] for guest_node in vm["guest_nodes"])
+    drifts = (row["drift"] for row in _rows(vm))
     return any(drift is not None and drift["unknown"] for drift in drifts)
 
 
@@ -213,4 +270,4 @@ def _unseen_cell(guest_node: Mapping[str, Any], *, between: str) -> str | Text:
     if drift is None or not drift["unknown"]:
         return "-"
     share = percent(drift["unknown"] / drift["resident"])
-    return Text(f"{format_size(drift['unknown'])}{between}{share} {UNSEEN}", style="yellow")
+    return Text(f"{_about(drift, drift['unknown'])}{between}{share} {UNSEEN}", style="yellow")

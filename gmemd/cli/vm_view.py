@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gmemd.cli.figures import ago, nodes, percent, span
-from gmemd.cli.matrix import matrix_lines
+from gmemd.cli.matrix import has_rows, matrix_lines
 from gmemd.cli.output import table
+from gmemd.spec.problems import printable
 from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def print_vm(
     """Print one VM, as the API's Describe gives it."""
     out.print(_headline(vm), soft_wrap=True)
     _print_labelled(out, _remarks(vm, detailed=detailed))
-    if vm["guest_nodes"]:
+    if has_rows(vm):
         for drawn in matrix_lines(out, vm, host_nodes):
             out.print(drawn)
     if detailed:
@@ -56,10 +57,12 @@ def print_notice(out: Console, words: str) -> None:
 
 def _headline(vm: Mapping[str, Any]) -> Text:
     """Name, state, source, since when; progress and age of the audit where there is one."""
-    head = Text(vm["vm"], style="bold")
+    head = Text(printable(vm["vm"], longest=None), style="bold")
     head.append("  ")
     head.append(vm["state"], style=STATE_STYLES.get(vm["state"], ""))
     details = [vm["source"] or "no valid spec", f"since {_clock(vm['since'])}"]
+    if vm["running"] is not None:
+        details.append(_process(vm["running"]))
     if vm["audit"] is not None:
         details.append(f"audited {ago(vm['audit']['started_timestamp'])}")
     if vm["spec_error"] and vm["source"]:
@@ -68,6 +71,13 @@ def _headline(vm: Mapping[str, Any]) -> Text:
     if vm["progress_ratio"] is not None and vm["state"] == "provisioning":
         head.append(f"  {_bar(vm['progress_ratio'])} {percent(vm['progress_ratio'])}", style="cyan")
     return head
+
+
+def _process(running: Mapping[str, Any]) -> str:
+    """The process that holds a running VM."""
+    kind = {True: "KVM", False: "emulated", None: ""}[running["kvm"]]
+    words = f"pid {running['pid']} {printable(running['program'])}"
+    return f"{words} ({kind})" if kind else words
 
 
 def _clock(timestamp: float) -> str:
@@ -95,8 +105,10 @@ def _remarks(vm: Mapping[str, Any], *, detailed: bool) -> Iterator[tuple[str, st
         yield f"guest node {node['id']}", f"{drift['cause']}{detail}"
         if drift["remedy"]:
             yield "remedy" if detailed else "hint", drift["remedy"]
+    if vm["running"] is not None and vm["running"]["declared_by"]:
+        yield "declared by", vm["running"]["declared_by"]
     for warning in vm["warnings"]:
-        yield "note", warning
+        yield "note", printable(warning, longest=None)
 
 
 def _regions(vm: Mapping[str, Any]) -> Table:
@@ -145,10 +157,12 @@ def _notes(vm: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if drift and drift["unknown"]:
             why = drift["unknown_reason"] or "its host node could not be read"
             yield where, f"{format_size(drift['unknown'])} unseen: {why}"
+    if vm["running"] is not None:
+        yield from _running_notes(vm["running"])
     audit = vm["audit"]
     if audit is None:
         return
-    kind = "every resident page" if audit["exact"] else "not every page"
+    kind = "every resident page" if audit["exact"] else "a sample of the pages"
     yield "audit", f"{kind} in {audit['duration_seconds']:.2g} s, {_cpu(audit)} of CPU time"
     if audit["errors"]:
         words = ", ".join(f"{reason} {count}" for reason, count in audit["errors"].items())
@@ -158,6 +172,13 @@ def _notes(vm: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"host {node} {format_size(size)}" for node, size in audit["counters"].items()
         )
         yield "counters", f"{words} (cgroup {audit['counters_cgroup']}, all guest nodes together)"
+
+
+def _running_notes(running: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Where the process belongs, and its memory that matches nothing declared."""
+    yield "cgroup", printable(running["cgroup"], longest=None)
+    for piece in running["unmatched"]:
+        yield "unmatched", f"{format_size(piece['size'])}: {piece['why']}"
 
 
 def _cpu(audit: Mapping[str, Any]) -> str:

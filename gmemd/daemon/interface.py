@@ -87,6 +87,35 @@ class AuditPass:
 
 
 @dataclass(frozen=True)
+class Unmatched:
+    """Memory of a running VMM that is none of what was declared."""
+
+    size: int
+    backend: str
+    page_size: int
+    why: str
+    resident: int | None
+    unknown: int | None
+    by_node: dict[str, int] | None
+    sampled: bool
+
+
+@dataclass(frozen=True)
+class Running:
+    """A VM that was found running."""
+
+    pid: int
+    program: str
+    kvm: bool | None
+    unit: str | None
+    cgroup: str
+    started_timestamp: float
+    declared_by: str | None
+    unknown: str | None
+    unmatched: list[Unmatched]
+
+
+@dataclass(frozen=True)
 class Vm:
     """A VM as the daemon knows it."""
 
@@ -105,6 +134,7 @@ class Vm:
     drifting: bool | None
     guest_nodes: list[GuestNode]
     audit: AuditPass | None
+    running: Running | None
 
 
 @dataclass(frozen=True)

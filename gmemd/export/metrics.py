@@ -55,7 +55,21 @@ def make_registry(get_snapshot: Callable[[], Snapshot], counters: Counters) -> C
     return registry
 
 
+class ObservationCollector(Collector):
+    """Renders what one look at the running VMs found, without what only a daemon has."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        """All families of the snapshot that are about VMs."""
+        yield _build_family(self._snapshot)
+        yield from _vm_families(self._snapshot)
+        yield from _guest_node_families(self._snapshot)
+
+
 def _families(snapshot: Snapshot, counters: Counters) -> Iterator[Metric]:
+    yield _build_family(snapshot)
     yield from _daemon_families(snapshot)
     yield from _host_families(snapshot)
     yield from _vm_families(snapshot)
@@ -63,10 +77,13 @@ def _families(snapshot: Snapshot, counters: Counters) -> Iterator[Metric]:
     yield from _counter_families(snapshot, counters)
 
 
-def _daemon_families(snapshot: Snapshot) -> Iterator[Metric]:
+def _build_family(snapshot: Snapshot) -> Metric:
     build = InfoMetricFamily("gmemd_build", "gmemd's version.")
     build.add_metric([], {"version": snapshot.version})
-    yield build
+    return build
+
+
+def _daemon_families(snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "gmemd_config_last_reload_successful",
         "Whether the last reload of the configuration and the VM specs succeeded.",
@@ -140,7 +157,21 @@ def _vm_families(snapshot: Snapshot) -> Iterator[Metric]:
         "When the VM's last successful audit ended.",
         labels=["vm"],
     )
+    unknown = GaugeMetricFamily(
+        "gmemd_vm_memory_unknown",
+        "1 for a running VM of which some memory was not looked at, with the reason.",
+        labels=["vm", "reason"],
+    )
+    unmatched = GaugeMetricFamily(
+        "gmemd_vm_unmatched_bytes",
+        "Size of a running VM's memory that matches nothing it declares.",
+        labels=["vm"],
+    )
     for vm in snapshot.vms:
+        if vm.running is not None:
+            unmatched.add_metric([vm.vm], vm.running.unmatched_bytes)
+            if vm.running.unknown:
+                unknown.add_metric([vm.vm, vm.running.unknown], 1.0)
         if vm.source is not None:
             info.add_metric([vm.vm], {"source": str(vm.source), "uuid": vm.uuid})
         for possible in VmState:
@@ -149,7 +180,7 @@ def _vm_families(snapshot: Snapshot) -> Iterator[Metric]:
         if vm.audit is not None:
             ended = vm.audit.started_timestamp + vm.audit.duration_seconds
             success.add_metric([vm.vm], ended)
-    yield from (info, state, spec_error, success)
+    yield from (info, state, spec_error, success, unknown, unmatched)
 
 
 def _guest_node_families(snapshot: Snapshot) -> Iterator[Metric]:

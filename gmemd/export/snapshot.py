@@ -54,12 +54,52 @@ class RegionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Unmatched:
+    """Memory of a running VMM that may be its guest's, and is none of what was declared.
+
+    ``audit`` is None where it wasn't looked at.
+    """
+
+    size_bytes: int
+    page_size: int
+    backend: str
+    why: str
+    audit: RegionAudit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What is known of a VM that was found running, beyond its memory.
+
+    ``program`` is its VMM's; ``kvm`` is None where it can't be seen whether it uses KVM.
+    ``declared_by`` tells what places its memory, and is empty where nothing does. ``unknown`` is
+    one word for why memory of it was not looked at (gmemd.audit.observed.Unknown), empty if all
+    was.
+    """
+
+    pid: int
+    program: str
+    kvm: bool | None
+    unit: str
+    cgroup: str
+    started_timestamp: float
+    declared_by: str = ""
+    unknown: str = ""
+    unmatched: tuple[Unmatched, ...] = ()
+
+    @property
+    def unmatched_bytes(self) -> int:
+        """How much memory there is that matches nothing declared."""
+        return sum(piece.size_bytes for piece in self.unmatched)
+
+
+@dataclass(frozen=True, slots=True)
 class VmStatus:
     """One VM: its state since when and why, its regions, and the latest audit with its drift.
 
     ``source`` is None where only an unreadable spec is known of it; ``progress_ratio`` goes from 0
     to 1 while provisioning. ``spec_error`` says that the newest version of its file is broken (an
-    older one may be in force).
+    older one may be in force). ``running`` is there for VMs that were found running.
     """
 
     vm: str
@@ -76,6 +116,7 @@ class VmStatus:
     audit: VmAudit | None = None
     tolerance: float = 0.01
     warnings: tuple[str, ...] = ()
+    running: Running | None = None
 
     @property
     def guest_nodes(self) -> tuple[int, ...]:
@@ -167,6 +208,35 @@ def vm_to_json(vm: VmStatus) -> dict[str, Any]:
         "drifting": vm.drifting if vm.drift is not None else None,
         "guest_nodes": [_guest_node_to_json(vm, node) for node in vm.guest_nodes],
         "audit": _audit_to_json(vm.audit) if vm.audit is not None else None,
+        "running": _running_to_json(vm.running) if vm.running is not None else None,
+    }
+
+
+def _running_to_json(running: Running) -> dict[str, Any]:
+    return {
+        "pid": running.pid,
+        "program": running.program,
+        "kvm": running.kvm,
+        "unit": running.unit or None,
+        "cgroup": running.cgroup,
+        "started_timestamp": running.started_timestamp,
+        "declared_by": running.declared_by or None,
+        "unknown": running.unknown or None,
+        "unmatched": [_unmatched_to_json(piece) for piece in running.unmatched],
+    }
+
+
+def _unmatched_to_json(piece: Unmatched) -> dict[str, Any]:
+    seen = piece.audit
+    return {
+        "size": piece.size_bytes,
+        "backend": piece.backend,
+        "page_size": piece.page_size,
+        "why": piece.why,
+        "resident": seen.resident_bytes if seen is not None else None,
+        "unknown": seen.unknown_bytes if seen is not None else None,
+        "by_node": by_node_to_json(seen.by_node) if seen is not None else None,
+        "sampled": seen is not None and seen.sample is not None,
     }
 
 

@@ -1,0 +1,303 @@
+"""One audit of a VM that somebody else runs: nothing of it is held up, changed or allocated.
+
+Its mappings are asked for by move_pages, which looks and never faults; its guest_memfds are taken
+for the time of the audit and looked at through a mapping of gmemd's own. A VMM that holds a
+userfaultfd is left alone: its memory is being filled, or written out, by somebody else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from gmemd.audit.foreign import VmGoneError, audit_range, audit_taken
+from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
+from gmemd.audit.sampling import allocate
+from gmemd.host.vms.finding import TO_SEE_IT, holds_userfaultfd, start_ticks
+from gmemd.host.vms.model import PieceKind
+from gmemd.kernel.errors import KernelError
+from gmemd.kernel.mempolicy import RELATIVE_NODES, STATIC_NODES
+from gmemd.kernel.process import pidfd_getfd, pidfd_open
+from gmemd.kernel.procfs.numa_maps import read_numa_maps
+from gmemd.kernel.procfs.text import ProcfsError
+from gmemd.plan.observed import Extent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from random import Random
+    from threading import Event
+
+    from gmemd.host.vms.model import Piece, VmmProcess
+    from gmemd.plan.observed import ObservedRegion, ObservedVm, UnmatchedPiece
+
+UNMATCHED = -1
+"""The guest node that audits of unmatched memory carry; ``index`` is the piece's."""
+
+_FLAGS = {"static": STATIC_NODES, "relative": RELATIVE_NODES}
+
+
+class Unknown(StrEnum):
+    """Why a VM's memory, or some of it, was not looked at."""
+
+    NOT_PERMITTED = "not_permitted"
+    MIGRATING = "migrating"
+    GONE = "gone"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Memory that was not looked at: why in one word, in a sentence, and the way out."""
+
+    reason: Unknown
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedAudit:
+    """What an audit saw of a running VM.
+
+    ``audit`` is None where nothing could be looked at; ``unmatched`` goes with the VM's unmatched
+    pieces, None for those not seen. ``unseen`` says what was not looked at, and why.
+    """
+
+    audit: VmAudit | None
+    unmatched: tuple[RegionAudit | None, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is looked at: ``sample_pages`` of each guest node, None for every page.
+
+    ``progress`` gets bytes looked at since the last call. A set ``stop`` ends the audit with
+    AuditStoppedError.
+    """
+
+    sample_pages: int | None
+    rng: Random
+    stop: Event | None = None
+    progress: Callable[[int], None] | None = None
+
+
+def read_policies(vmm: VmmProcess) -> dict[int, PolicyRead]:
+    """The policies that the kernel holds for a process' mappings, by address.
+
+    It holds the process' locks while the kernel counts its pages: for an audit that was asked to
+    look at everything. Empty where it can't be read.
+    """
+    try:
+        entries = read_numa_maps(vmm.pid)
+    except ProcfsError:
+        return {}
+    return {
+        entry.start: PolicyRead(
+            entry.mode, entry.nodes, sum(_FLAGS.get(flag, 0) for flag in entry.flags)
+        )
+        for entry in entries
+        if not entry.truncated
+    }
+
+
+def audit_observed(
+    vm: ObservedVm, effort: Effort, policies: Mapping[int, PolicyRead] | None = None
+) -> ObservedAudit:
+    """Look where a running VM's memory is; blocking. ``policies`` are those of `read_policies`.
+
+    It never raises for what can't be seen of this VM. Raises AuditStoppedError.
+    """
+    nothing = tuple(None for _ in vm.unmatched)
+    unseen = _out_of_reach(vm.vmm)
+    if unseen is not None:
+        return ObservedAudit(None, nothing, (unseen,))
+    started = time.time()
+    clock, cpu = time.monotonic(), time.thread_time()
+    work = _Work(vm.vmm, effort, policies or {})
+    try:
+        regions = work.audit_regions(vm.regions)
+        unmatched = work.audit_unmatched(vm.unmatched)
+    except VmGoneError:
+        return ObservedAudit(None, nothing, (_gone(vm.vmm),))
+    if start_ticks(vm.vmm.pid) != vm.vmm.start_ticks:
+        return ObservedAudit(None, nothing, (_gone(vm.vmm),))
+    audit = VmAudit(
+        vm=vm.name,
+        started_timestamp=started,
+        duration_seconds=time.monotonic() - clock,
+        cpu_seconds=time.thread_time() - cpu,
+        regions=tuple(regions),
+    )
+    seen = regions or any(unmatched) or not work.unseen
+    return ObservedAudit(audit if seen else None, tuple(unmatched), tuple(work.unseen))
+
+
+def _gone(vmm: VmmProcess) -> Unseen:
+    return Unseen(Unknown.GONE, f"pid {vmm.pid} ended, or became another program, meanwhile")
+
+
+def _out_of_reach(vmm: VmmProcess) -> Unseen | None:
+    """Why the whole VM is left alone, at this moment."""
+    if vmm.blocked:
+        return Unseen(Unknown.NOT_PERMITTED, vmm.blocked, vmm.hint)
+    if start_ticks(vmm.pid) != vmm.start_ticks:
+        return _gone(vmm)
+    try:
+        migrating = vmm.userfaultfd or holds_userfaultfd(vmm.pid)
+    except PermissionError:
+        return Unseen(Unknown.NOT_PERMITTED, f"not permitted to look into pid {vmm.pid}", TO_SEE_IT)
+    except (OSError, ProcfsError):
+        return _gone(vmm)
+    if migrating:
+        return Unseen(
+            Unknown.MIGRATING,
+            "its VMM holds a userfaultfd (a migration's postcopy, a snapshot being restored or "
+            "taken): its memory is left alone",
+            "it is looked at again when that is over",
+        )
+    return None
+
+
+class _Work:
+    """One VM's audit under way."""
+
+    def __init__(self, vmm: VmmProcess, effort: Effort, policies: Mapping[int, PolicyRead]) -> None:
+        self._vmm = vmm
+        self._effort = effort
+        self._policies = policies
+        self.unseen: list[Unseen] = []
+
+    def audit_regions(self, regions: Sequence[ObservedRegion]) -> list[RegionAudit]:
+        """Each region that can be looked at, with its share of its guest node's sample."""
+        audits = []
+        for region, pages in zip(regions, self._shares(regions), strict=True):
+            plan = region.plan
+            found = self._audit(region.extents, plan.guest_node, plan.index, pages)
+            if found is not None:
+                audits.append(replace(found, size_bytes=plan.size_bytes))
+        return audits
+
+    def audit_unmatched(self, pieces: Sequence[UnmatchedPiece]) -> list[RegionAudit | None]:
+        """Each unmatched piece, with a guest node's sample; None for those that can't be seen."""
+        return [
+            self._audit(
+                (Extent(left.piece, 0, left.piece.size_bytes),),
+                UNMATCHED,
+                index,
+                self._effort.sample_pages,
+            )
+            for index, left in enumerate(pieces)
+        ]
+
+    def _shares(self, regions: Sequence[ObservedRegion]) -> list[int | None]:
+        """Pages of each region's sample."""
+        if self._effort.sample_pages is None:
+            return [None] * len(regions)
+        shares: list[int | None] = [None] * len(regions)
+        for node in {region.plan.guest_node for region in regions}:
+            mine = [i for i, region in enumerate(regions) if region.plan.guest_node == node]
+            populations = [regions[i].plan.size_bytes // regions[i].plan.page_size for i in mine]
+            for i, pages in zip(
+                mine, allocate(populations, self._effort.sample_pages), strict=True
+            ):
+                shares[i] = pages
+        return shares
+
+    def _audit(
+        self, extents: Sequence[Extent], guest_node: int, index: int, pages: int | None
+    ) -> RegionAudit | None:
+        """One region; None, and a word about it, where it can't be looked at."""
+        try:
+            if extents[0].piece.kind is PieceKind.GUEST_MEMFD:
+                return self._audit_taken(extents[0], guest_node, index, pages)
+            return self._audit_mapped(extents, guest_node, index, pages)
+        except KernelError as error:
+            if error.errno == errno.ESRCH:
+                raise VmGoneError(_gone(self._vmm).message) from error
+            denied = error.errno in (errno.EPERM, errno.EACCES)
+            reason = Unknown.NOT_PERMITTED if denied else Unknown.UNREADABLE
+            hint = TO_SEE_IT if denied else error.hint or ""
+            self._note(Unseen(reason, error.message, hint))
+            return None
+
+    def _note(self, unseen: Unseen) -> None:
+        if unseen not in self.unseen:
+            self.unseen.append(unseen)
+
+    def _audit_mapped(
+        self, extents: Sequence[Extent], guest_node: int, index: int, pages: int | None
+    ) -> RegionAudit:
+        ranges = [
+            (extent.piece.address + extent.offset, extent.length)
+            for extent in extents
+            if extent.piece.address is not None
+        ]
+        first = extents[0].piece
+        held = [
+            policy
+            for extent in extents
+            if (policy := self._policies.get(extent.piece.address or 0)) is not None
+        ]
+        policy, *others = dict.fromkeys(held) or [None]
+        return audit_range(
+            self._vmm.pid,
+            ranges,
+            guest_node=guest_node,
+            index=index,
+            page_size=first.page_size,
+            sample_pages=pages,
+            rng=self._effort.rng,
+            allocated_bytes=_allocated_bytes(extents),
+            policy=policy,
+            other_policies=tuple(other for other in others if other is not None),
+            stop=self._effort.stop,
+            progress=self._effort.progress,
+        )
+
+    def _audit_taken(
+        self, extent: Extent, guest_node: int, index: int, pages: int | None
+    ) -> RegionAudit:
+        with _taken(self._vmm, extent.piece) as fd:
+            return audit_taken(
+                fd,
+                guest_node=guest_node,
+                index=index,
+                size_bytes=extent.length,
+                sample_pages=pages,
+                rng=self._effort.rng,
+                stop=self._effort.stop,
+                progress=self._effort.progress,
+            )
+
+
+def _allocated_bytes(extents: Sequence[Extent]) -> int | None:
+    """What a region's file has allocated, where the region is all of the file that is mapped."""
+    first = extents[0].piece
+    if len(extents) != 1 or extents[0].length != first.size_bytes or first.offset:
+        return None
+    return first.allocated_bytes
+
+
+@contextmanager
+def _taken(vmm: VmmProcess, piece: Piece) -> Iterator[int]:
+    """A guest_memfd of the VMM, for as long as the block lasts: it pins the guest's memory."""
+    pidfd = pidfd_open(vmm.pid)
+    try:
+        if start_ticks(vmm.pid) != vmm.start_ticks:
+            raise VmGoneError(_gone(vmm).message)
+        fd = pidfd_getfd(pidfd, piece.fds[0])
+        try:
+            found = os.fstat(fd)
+            inode = (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)
+            if piece.inode is not None and inode != piece.inode:
+                raise VmGoneError(f"fd {piece.fds[0]} of pid {vmm.pid} is another file meanwhile")
+            yield fd
+        finally:
+            os.close(fd)
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,250 @@
+"""An audit of running VMs, here and now, with its progress and its summary."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gmemd
+from gmemd.audit.observed import Effort, Unknown
+from gmemd.cli.audit import NoSuchVmError
+from gmemd.cli.figures import percent
+from gmemd.cli.output import console
+from gmemd.daemon.observing import Finder, Found, FoundVm, observe
+from gmemd.export.snapshot import JSON_VERSION, Snapshot, vm_to_json
+from gmemd.export.textfile import render_textfile
+from gmemd.host.reading import read_host
+from gmemd.host.vms.finding import TO_SEE_IT
+from gmemd.plan.matching import LEAST_GUEST_BYTES
+from gmemd.spec.sizes import format_size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Sequence
+
+    from rich.console import Console
+
+    from gmemd.export.snapshot import VmStatus
+    from gmemd.host.model import Host
+
+PATIENCE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What was seen: VMs by misplaced bytes, the names of those that ended meanwhile."""
+
+    host: Host
+    vms: tuple[VmStatus, ...]
+    ended: tuple[str, ...]
+    unseen_processes: int
+    taken_timestamp: float
+    whole_host: bool
+
+    @property
+    def vms_json(self) -> list[dict[str, Any]]:
+        """The VMs as JSON has them."""
+        return [vm_to_json(vm) for vm in self.vms]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as `gmemd audit --all --json` prints it."""
+        return {
+            "version": JSON_VERSION,
+            "gmemd_version": gmemd.__version__,
+            "taken_timestamp": self.taken_timestamp,
+            "host_nodes": [{"id": node.id, "memory": node.total_bytes} for node in self.host.nodes],
+            "summary": self.totals(),
+            "unseen_processes": self.unseen_processes,
+            "ended": list(self.ended),
+            "vms": self.vms_json,
+        }
+
+    def prometheus(self) -> bytes:
+        """The metrics of the VMs."""
+        snapshot = Snapshot(gmemd.__version__, self.taken_timestamp, host=self.host, vms=self.vms)
+        return render_textfile(snapshot)
+
+    def totals(self) -> dict[str, int]:
+        """Counts of VMs, and bytes over all of them."""
+        nodes = [node for vm in self.vms if vm.drift is not None for node in vm.drift.guest_nodes]
+        declared = [node for node in nodes if node.declared]
+        running = [vm.running for vm in self.vms if vm.running is not None]
+        return {
+            "vms": len(self.vms),
+            "drifting": sum(vm.drifting for vm in self.vms),
+            "declaring_nothing": sum(
+                not vm.declared_by and vm.unknown != Unknown.NOT_PERMITTED for vm in running
+            ),
+            "not_seen": sum(vm.audit is None for vm in self.vms),
+            "resident": sum(node.resident_bytes for node in nodes),
+            "placed": sum(node.placed_bytes for node in declared),
+            "misplaced": sum(node.misplaced_bytes for node in declared),
+            "unknown": sum(node.unknown_bytes for node in nodes),
+            "unmatched": sum(vm.unmatched_bytes for vm in running),
+        }
+
+    def print(self, out: Console) -> None:
+        """Print the VMs, and one line about the host."""
+        from gmemd.cli.vm_view import print_vm  # noqa: PLC0415  rich, to draw with
+
+        host_nodes = [node.id for node in self.host.nodes if node.has_memory]
+        for vm in self.vms_json:
+            print_vm(out, vm, host_nodes, detailed=not self.whole_host)
+            out.print()
+        if self.whole_host:
+            out.print(self._summary(), soft_wrap=True)
+        if self.unseen_processes and self.whole_host:
+            count = self.unseen_processes
+            out.print(
+                f"{count} {'process' if count == 1 else 'processes'} could not be looked into and "
+                f"may hold VMs: {TO_SEE_IT}",
+                soft_wrap=True,
+            )
+
+    def _summary(self) -> str:
+        """One line: how many VMs, how much is where it should be."""
+        totals = self.totals()
+        if not self.vms:
+            return "no running VM was found on this host"
+        words = [f"{totals['vms']} VM{'' if totals['vms'] == 1 else 's'}"]
+        words.append(f"{format_size(totals['resident'])} resident")
+        seen = totals["placed"] + totals["misplaced"]
+        if seen:
+            share = percent(totals["misplaced"] / seen)
+            words.append(f"{format_size(totals['placed'])} placed")
+            words.append(f"{format_size(totals['misplaced'])} misplaced ({share})")
+        for key, text in (("unknown", "unknown"), ("unmatched", "unmatched")):
+            if totals[key]:
+                words.append(f"{format_size(totals[key])} {text}")
+        for key, one, many in (
+            ("drifting", "VM drifts", "VMs drift"),
+            ("declaring_nothing", "declares nothing", "declare nothing"),
+            ("not_seen", "could not be seen", "could not be seen"),
+        ):
+            if totals[key]:
+                words.append(f"{totals[key]} {one if totals[key] == 1 else many}")
+        if self.ended:
+            words.append(f"{len(self.ended)} ended meanwhile")
+        return ", ".join(words)
+
+
+def look(args: argparse.Namespace) -> Looked:
+    """Find the VMs that are asked for, and look at them. Raises GmemdError."""
+    finder = Finder()
+    found = _wanted(finder, args)
+    host = read_host(probe=False)
+    statuses: list[VmStatus] = []
+    ended: list[str] = []
+    with _progress(found.vms) as (advance, enter):
+        effort = Effort(
+            sample_pages=None if args.full else args.sample,
+            rng=random.Random(),  # noqa: S311  a sample, no secret
+            progress=advance,
+        )
+        for vm in found.vms:
+            enter(vm)
+            status = observe(vm, host, effort)
+            if status.running is not None and status.running.unknown == Unknown.GONE:
+                ended.append(vm.name)
+            else:
+                statuses.append(status)
+    if ended and not args.all:
+        raise NoSuchVmError(f"{ended[0]} ended while it was looked at")
+    return Looked(
+        host=host,
+        vms=tuple(sorted(statuses, key=_worst_first)),
+        ended=tuple(ended),
+        unseen_processes=found.unseen_processes,
+        taken_timestamp=time.time(),
+        whole_host=args.all,
+    )
+
+
+def _wanted(finder: Finder, args: argparse.Namespace) -> Found:
+    """The VMs that the command line asks for."""
+    if args.pid is not None:
+        vm = finder.find_pid(args.pid)
+        if vm is None:
+            raise NoSuchVmError(
+                f"there is no process {args.pid}", hint="`gmemd audit --all` finds all VMs"
+            )
+        return Found((vm,))
+    found = finder.find()
+    if args.all:
+        return found
+    chosen = tuple(vm for vm in found.vms if vm.name == args.vm)
+    if not chosen:
+        raise NoSuchVmError(f"no running VM is named {args.vm!r}", hint=_names(found))
+    return Found(chosen)
+
+
+def _names(found: Found) -> str:
+    unseen = ""
+    if found.unseen_processes:
+        unseen = f"; {found.unseen_processes} processes can't be looked into: {TO_SEE_IT}"
+    if not found.vms:
+        return f"none was found at all{unseen}"
+    return f"there are {', '.join(vm.name for vm in found.vms)}{unseen}"
+
+
+def _worst_first(vm: VmStatus) -> tuple[int, int, str]:
+    nodes = vm.drift.guest_nodes if vm.drift is not None else ()
+    misplaced = sum(node.misplaced_bytes for node in nodes)
+    return -misplaced, -sum(node.unknown_bytes for node in nodes), vm.vm
+
+
+@contextmanager
+def _progress(
+    vms: Sequence[FoundVm],
+) -> Iterator[tuple[Callable[[int], None], Callable[[FoundVm], None]]]:
+    """What notes bytes that were looked at, and what notes the VM that is looked at now.
+
+    A bar appears at a terminal once that has taken a second.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    errors = console(stderr=True)
+    begun = time.monotonic()
+    sizes = {vm.vmm.pid: _size_bytes(vm) for vm in vms}
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+    task = bar.add_task("looking", total=sum(sizes.values()) or 1)
+    done = before = 0
+
+    def show() -> None:
+        if not bar.live.is_started and time.monotonic() - begun > PATIENCE_SECONDS:
+            bar.start()
+        bar.update(task, completed=done)
+
+    def advance(length: int) -> None:
+        nonlocal done
+        done += length
+        show()
+
+    def enter(vm: FoundVm) -> None:
+        nonlocal done, before
+        done = before
+        before += sizes[vm.vmm.pid]
+        bar.update(task, description=f"looking at {vm.name[:40]}")
+        show()
+
+    try:
+        yield advance, enter
+    finally:
+        bar.stop()
+
+
+def _size_bytes(vm: FoundVm) -> int:
+    """About how much of a VM is looked at."""
+    sizes = [piece.size_bytes for piece in vm.vmm.pieces]
+    return sum(size for size in sizes if size >= LEAST_GUEST_BYTES)

@@ -1,0 +1,249 @@
+"""Running VMs, found and looked at: what the daemon and `gmemd audit --all` both do.
+
+Everything here blocks, and nothing needs a spec, a daemon or a descriptor that is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gmemd.audit.observed import audit_observed, read_policies
+from gmemd.drift.compute import compute_drift
+from gmemd.drift.rivals import as_unknown, misled
+from gmemd.export.snapshot import RegionStatus, Running, Unmatched, VmState, VmStatus
+from gmemd.host.vms.finding import VmmFinder
+from gmemd.plan.observed import is_no_vm, plan_observed, unique_names
+from gmemd.spec.model import Source
+from gmemd.spec.vmm.reading import read_command_line, vmm_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from gmemd.audit.model import PolicyRead, VmAudit
+    from gmemd.audit.observed import Effort, ObservedAudit
+    from gmemd.drift.model import VmDrift
+    from gmemd.host.model import Host
+    from gmemd.host.vms.model import VmmProcess
+    from gmemd.plan.observed import ObservedVm
+    from gmemd.spec.declared import Declaration
+    from gmemd.spec.model import Match, VmSpec
+
+DECLARES_NOTHING = "nothing declares where its memory should be: shown as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundVm:
+    """A VM that runs: its name, its process, what its command line declares, its spec if any."""
+
+    name: str
+    vmm: VmmProcess
+    declaration: Declaration
+    spec: VmSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """All VMs by name, and how many processes may hold one and can't be seen."""
+
+    vms: tuple[FoundVm, ...] = ()
+    unseen_processes: int = 0
+
+
+@dataclass(slots=True)
+class Finder:
+    """Finds running VMs; one that is asked again and again is quicker."""
+
+    processes: VmmFinder = field(default_factory=VmmFinder)
+
+    def find(self, specs: Iterable[VmSpec] = (), taken: Iterable[str] = ()) -> Found:
+        """Return the VMs that run now, by name.
+
+        ``specs`` are those with ``source: observe``, whose VM gets the spec's name; ``taken`` are
+        names that other VMs have.
+        """
+        return _named(*_described(self.processes), tuple(specs), taken)
+
+    def find_pid(self, pid: int) -> FoundVm | None:
+        """Return the VM that a process holds, or that it is said to be; None if there is none."""
+        for vmm, declaration in _described(self.processes, only=pid)[0]:
+            return FoundVm(unique_names([(vmm, declaration)])[0], vmm, declaration)
+        return None
+
+
+def _described(
+    finder: VmmFinder, only: int | None = None
+) -> tuple[list[tuple[VmmProcess, Declaration]], int]:
+    found = finder.find(only)
+    described = []
+    for vmm in found.vmms:
+        kind = vmm_kind(vmm.argv[0] if vmm.argv else "") or vmm_kind(vmm.program)
+        declaration = read_command_line(kind, vmm.argv)
+        if only is not None or not is_no_vm(vmm, declaration):
+            described.append((vmm, declaration))
+    return described, found.unseen
+
+
+def _named(
+    described: Sequence[tuple[VmmProcess, Declaration]],
+    unseen: int,
+    specs: Sequence[VmSpec],
+    taken: Iterable[str],
+) -> Found:
+    """Give the VMs their names: of the spec that asks for it, else of its own."""
+    mine: dict[int, VmSpec] = {}
+    for spec in specs:
+        matching = [pair for pair in described if matches(spec.match, *pair, vm=spec.vm)]
+        if len(matching) == 1:
+            mine.setdefault(matching[0][0].pid, spec)
+    others = [pair for pair in described if pair[0].pid not in mine]
+    names = unique_names(others, {*taken, *(spec.vm for spec in specs)})
+    found = [FoundVm(name, *pair) for name, pair in zip(names, others, strict=True)]
+    found += [
+        FoundVm(mine[vmm.pid].vm, vmm, declaration, mine[vmm.pid])
+        for vmm, declaration in described
+        if vmm.pid in mine
+    ]
+    return Found(tuple(sorted(found, key=lambda vm: vm.name)), unseen)
+
+
+def matches(match: Match | None, vmm: VmmProcess, declaration: Declaration, *, vm: str) -> bool:
+    """Whether a running VM is the one that a spec means; without ``match`` it is by its name."""
+    if match is None:
+        return declaration.name == vm
+    if match.qemu_name is not None:
+        return declaration.vmm == "qemu" and declaration.name == match.qemu_name
+    if match.unit is not None:
+        return vmm.unit == match.unit
+    if match.cgroup is not None:
+        wanted = match.cgroup.removeprefix("/sys/fs/cgroup").rstrip("/")
+        return vmm.cgroup == wanted or vmm.cgroup.startswith(f"{wanted}/")
+    return match.pidfile is not None and _pid_in(match.pidfile) == vmm.pid
+
+
+def _pid_in(path: str) -> int | None:
+    """The pid that a pidfile holds; None where there is none."""
+    try:
+        text = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def observe(found: FoundVm, host: Host, effort: Effort) -> VmStatus:
+    """Look where one running VM's memory is, and judge it by what was declared.
+
+    With an effort that looks at every page the kernel's policies are read too. Whatever can't be
+    seen of the VM is part of the answer. Raises AuditStoppedError.
+    """
+    policies: dict[int, PolicyRead] = {}
+    if effort.sample_pages is None and not (found.vmm.blocked or found.vmm.userfaultfd):
+        policies = read_policies(found.vmm)
+    vm = plan_observed(
+        found.name,
+        found.vmm,
+        found.declaration,
+        host,
+        policies={address: (held.mode, held.nodes) for address, held in policies.items()},
+        spec=found.spec,
+    )
+    seen = audit_observed(vm, effort, policies)
+    audit = _believed(vm, seen.audit, host) if seen.audit is not None else None
+    drift = compute_drift(vm.plan, audit, host) if audit is not None and vm.regions else None
+    return _status(vm, seen, audit, drift)
+
+
+def _believed(vm: ObservedVm, audit: VmAudit, host: Host) -> VmAudit:
+    """Count as unknown what only a doubtful order attributes to a region."""
+    audits = {(region.guest_node, region.index): region for region in audit.regions}
+    groups: dict[int, list[tuple[int, int]]] = {}
+    plans = {(region.plan.guest_node, region.plan.index): region.plan for region in vm.regions}
+    for region in vm.regions:
+        if region.rivals:
+            key = (region.plan.guest_node, region.plan.index)
+            groups.setdefault(region.rivals, []).append(key)
+    for keys in groups.values():
+        group = [plans[key] for key in keys]
+        if misled(group, audits, host, vm.plan.spec.drift_tolerance):
+            for key in keys:
+                if key in audits:
+                    audits[key] = as_unknown(audits[key], len(keys))
+    return replace(audit, regions=tuple(audits.values()))
+
+
+def _status(
+    vm: ObservedVm, seen: ObservedAudit, audit: VmAudit | None, drift: VmDrift | None
+) -> VmStatus:
+    """Put together what the snapshot has of a running VM."""
+    state, message, hint = VmState.READY, "", ""
+    first = seen.unseen[0] if seen.unseen else None
+    if audit is None and first is not None:
+        state, message, hint = VmState.WAITING, f"memory unknown: {first.message}", first.hint
+    elif drift is not None and drift.drifting:
+        worst = next(node for node in drift.guest_nodes if node.drifting)
+        state = VmState.DEGRADED
+        message = f"guest node {worst.guest_node}: {worst.cause}: {worst.detail}"
+        hint = worst.remedy
+    return VmStatus(
+        vm=vm.name,
+        source=Source.OBSERVE,
+        state=state,
+        since=vm.vmm.started_timestamp,
+        message=message,
+        hint=hint,
+        uuid=vm.uuid,
+        regions=_regions(vm),
+        drift=drift,
+        audit=audit,
+        tolerance=vm.plan.spec.drift_tolerance,
+        warnings=tuple(_warnings(vm, seen, audit)),
+        running=_running(vm, seen),
+    )
+
+
+def _regions(vm: ObservedVm) -> tuple[RegionStatus, ...]:
+    how = {(region.plan.guest_node, region.plan.index): region.how for region in vm.regions}
+    return tuple(
+        RegionStatus(plan, reason=_reason(how.get((plan.guest_node, plan.index))))
+        for plan in vm.plan.regions
+    )
+
+
+def _reason(how: str | None) -> str:
+    return f"its memory was told by {how}" if how is not None else "its memory wasn't found"
+
+
+def _running(vm: ObservedVm, seen: ObservedAudit) -> Running:
+    vmm = vm.vmm
+    return Running(
+        pid=vmm.pid,
+        program=vmm.program,
+        kvm=vmm.kvm,
+        unit=vmm.unit,
+        cgroup=vmm.cgroup,
+        started_timestamp=vmm.started_timestamp,
+        declared_by=vm.declared_by,
+        unknown=str(seen.unseen[0].reason) if seen.unseen else "",
+        unmatched=tuple(
+            Unmatched(
+                size_bytes=left.piece.size_bytes,
+                page_size=left.piece.page_size,
+                backend=str(left.piece.kind),
+                why=left.why,
+                audit=audit,
+            )
+            for left, audit in zip(vm.unmatched, seen.unmatched, strict=True)
+        ),
+    )
+
+
+def _warnings(vm: ObservedVm, seen: ObservedAudit, audit: VmAudit | None) -> Iterator[str]:
+    if not vm.declared_by and not vm.vmm.blocked:
+        yield DECLARES_NOTHING
+    yield from vm.notes
+    if audit is not None:
+        for unseen in seen.unseen:
+            yield f"not all of it was seen: {unseen.message}" + (
+                f" ({unseen.hint})" if unseen.hint else ""
+            )
