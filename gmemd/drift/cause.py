@@ -7,10 +7,9 @@ kernel gave back, what the host has and how the region was placed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gmemd.drift.model import Cause
+from gmemd.drift.model import Cause, Diagnosis
 from gmemd.drift.policy import (
     BASE_PAGE,
     INTERLEAVING,
@@ -19,31 +18,21 @@ from gmemd.drift.policy import (
     describe,
     memory_nodes,
 )
+from gmemd.drift.words import in_words, room, where
 from gmemd.plan.model import Strategy
 from gmemd.spec.model import Backend, PolicyMode, Source
 from gmemd.spec.nodeset import format_nodeset
 from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from gmemd.drift.region import RegionDrift
     from gmemd.host.model import Host
 
 _UNMOVABLE = "guest_memfd pages can't be moved"
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """A cause, what was seen of it, and a way out."""
-
-    cause: Cause
-    detail: str
-    remedy: str
-
-
 def diagnose(region: RegionDrift, host: Host, source: Source) -> Diagnosis:
-    """Tell why this region drifts; the first explanation that holds wins."""
+    """Tell why a region that gmemd placed drifts; the first explanation that holds wins."""
     return (
         _node_offline(region, host)
         or _movable_only(region, host)
@@ -57,19 +46,6 @@ def diagnose(region: RegionDrift, host: Host, source: Source) -> Diagnosis:
     )
 
 
-def _nodes(nodes: Iterable[int]) -> str:
-    """``node 1``, or ``nodes 0-2``."""
-    numbers = frozenset(nodes)
-    return f"node{'s' if len(numbers) > 1 else ''} {format_nodeset(numbers)}"
-
-
-def _where(region: RegionDrift) -> str:
-    """What lies where it should not: ``3MiB on node 2, 1MiB on node 3``."""
-    return ", ".join(
-        f"{format_size(held)} on node {node}" for node, held in region.misplaced_by_node.items()
-    )
-
-
 def _place_anew(region: RegionDrift) -> str:
     """How pages that lie wrong get to where they belong: this depends on what they are."""
     if region.plan.backend is Backend.MEMFD and region.plan.page_size == BASE_PAGE:
@@ -77,14 +53,6 @@ def _place_anew(region: RegionDrift) -> str:
     if region.plan.backend is Backend.MEMFD:
         return "restart the VM to place its memory anew"
     return f"{_UNMOVABLE}: restart the VM to place its memory anew"
-
-
-def _room(host: Host, nodes: Iterable[int]) -> str:
-    """What the nodes can still give: ``node 1 has 12MiB left``."""
-    known = [node for number in sorted(nodes) if (node := host.node(number))]
-    return ", ".join(
-        f"node {node.id} has {format_size(node.placeable_available_bytes)} left" for node in known
-    )
 
 
 def _narrowed(region: RegionDrift, outcome: str) -> frozenset[int]:
@@ -105,9 +73,9 @@ def _node_offline(region: RegionDrift, host: Host) -> Diagnosis | None:
         return None
     return Diagnosis(
         Cause.NODE_OFFLINE,
-        f"{_nodes(absent)} of host_nodes {format_nodeset(plan.host_nodes)} {when}: the kernel "
+        f"{in_words(absent)} of host_nodes {format_nodeset(plan.host_nodes)} {when}: the kernel "
         "leaves such nodes out of a policy without an error",
-        f"bring the memory of {_nodes(absent)} online, or take "
+        f"bring the memory of {in_words(absent)} online, or take "
         f"{'them' if len(absent) > 1 else 'it'} out of host_nodes; then restart the VM",
     )
 
@@ -122,10 +90,10 @@ def _movable_only(region: RegionDrift, host: Host) -> Diagnosis | None:
         return None
     return Diagnosis(
         Cause.MOVABLE_ONLY,
-        f"{_nodes(movable)} {'have' if len(movable) > 1 else 'has'} only ZONE_MOVABLE memory, and "
-        "guest_memfd is unmovable: the kernel puts its pages "
-        f"elsewhere ({_where(region) or 'nothing is there'})",
-        f"online {_nodes(movable)} as kernel memory (online_kernel), or use backend: memfd, "
+        f"{in_words(movable)} {'have' if len(movable) > 1 else 'has'} only ZONE_MOVABLE memory, "
+        "and guest_memfd is unmovable: the kernel puts its pages "
+        f"elsewhere ({where(region) or 'nothing is there'})",
+        f"online {in_words(movable)} as kernel memory (online_kernel), or use backend: memfd, "
         "whose pages can live there",
     )
 
@@ -137,9 +105,9 @@ def _own_cpuset(region: RegionDrift, host: Host) -> Diagnosis | None:
         return None
     return Diagnosis(
         Cause.CPUSET,
-        f"gmemd's own cpuset (now {format_nodeset(host.cpuset.mems)}) left out {_nodes(outside)}: "
-        "the kernel narrows a policy to the cpuset without an error",
-        f"give gmemd's unit {_nodes(outside)} (AllowedMemoryNodes=, or a slice without the "
+        f"gmemd's own cpuset (now {format_nodeset(host.cpuset.mems)}) left out "
+        f"{in_words(outside)}: the kernel narrows a policy to the cpuset without an error",
+        f"give gmemd's unit {in_words(outside)} (AllowedMemoryNodes=, or a slice without the "
         "limit), then restart the VM",
     )
 
@@ -149,11 +117,11 @@ def _policy_changed(region: RegionDrift) -> Diagnosis | None:
     if wrong is None:
         return None
     plan = region.plan
-    where = f"; {_where(region)}" if region.misplaced_bytes else ""
+    elsewhere = f"; {where(region)}" if region.misplaced_bytes else ""
     return Diagnosis(
         Cause.POLICY_CHANGED,
         f"the kernel holds {describe(wrong.mode, wrong.nodes)}, the spec asks "
-        f"{describe(plan.policy, plan.host_nodes)}{where}",
+        f"{describe(plan.policy, plan.host_nodes)}{elsewhere}",
         "find what calls mbind on this memory (a VMM's own host-nodes= or policy= option) and "
         f"turn it off; {_place_anew(region)}",
     )
@@ -165,7 +133,7 @@ def _never_ruled(region: RegionDrift, host: Host) -> Diagnosis | None:
     if plan.policy in TASK_RULED:
         return Diagnosis(
             Cause.NO_POLICY,
-            f"{_where(region)}: policy: {plan.policy} leaves each page to the task that touches "
+            f"{where(region)}: policy: {plan.policy} leaves each page to the task that touches "
             "it first",
             f"use policy: bind with host_nodes: {format_nodeset(plan.host_nodes)}, or run the "
             "VM's threads on these nodes' CPUs",
@@ -185,7 +153,7 @@ def _never_ruled(region: RegionDrift, host: Host) -> Diagnosis | None:
         remedy = f"use prefault: true and never punch or balloon it; {_place_anew(region)}"
     return Diagnosis(
         Cause.NO_INODE_POLICY,
-        f"{_where(region) or 'shares are off'}: {why}, so pages that weren't prefaulted, or were "
+        f"{where(region) or 'shares are off'}: {why}, so pages that weren't prefaulted, or were "
         "punched and touched again, go where the touching task's policy says",
         remedy,
     )
@@ -195,7 +163,7 @@ def _spilled(region: RegionDrift, host: Host) -> Diagnosis | None:
     plan = region.plan
     if not region.misplaced_bytes or plan.policy not in PREFERRING | INTERLEAVING:
         return None
-    room = _room(host, plan.host_nodes)
+    left = room(plan, host, plan.host_nodes)
     strict = (
         ", or use policy: bind, which refuses rather than spills"
         if plan.policy in PREFERRING
@@ -203,9 +171,9 @@ def _spilled(region: RegionDrift, host: Host) -> Diagnosis | None:
     )
     return Diagnosis(
         Cause.SPILLED,
-        f"{_where(region)}: {plan.policy} overflows by design when its nodes are full"
-        + (f" ({room})" if room else ""),
-        f"free memory on {_nodes(plan.host_nodes)}; {_place_anew(region)}{strict}",
+        f"{where(region)}: {plan.policy} overflows by design when its nodes are full"
+        + (f" ({left})" if left else ""),
+        f"free memory on {in_words(plan.host_nodes)}; {_place_anew(region)}{strict}",
     )
 
 
@@ -229,17 +197,17 @@ def _shares_off(region: RegionDrift) -> Diagnosis | None:
 def _placed_otherwise(region: RegionDrift, source: Source) -> Diagnosis:
     """Explain misplaced pages under a strict policy that the kernel does hold."""
     plan = region.plan
-    where = _where(region)
+    found = where(region)
     if region.policy_match is None and plan.strategy is Strategy.INODE_POLICY:
         return Diagnosis(
             Cause.UNKNOWN,
-            f"{where}, and the policy that the kernel holds can't be read",
+            f"{found}, and the policy that the kernel holds can't be read",
             _place_anew(region),
         )
     if plan.backend is Backend.MEMFD:
         return Diagnosis(
             Cause.MOVED,
-            f"{where} although the policy holds: memfd pages are moved by NUMA balancing, "
+            f"{found} although the policy holds: memfd pages are moved by NUMA balancing, "
             "migratepages and changes of a cpuset's mems",
             "turn off what moves them (kernel.numa_balancing, numad, the VMM's cpuset) and "
             f"{_place_anew(region)}",
@@ -247,10 +215,10 @@ def _placed_otherwise(region: RegionDrift, source: Source) -> Diagnosis:
     if source is Source.CREATE:
         return Diagnosis(
             Cause.CPUSET,
-            f"{where} although the policy holds: a task whose cpuset leaves out "
-            f"{_nodes(plan.host_nodes)} touched them first, and a task's cpuset wins over the "
+            f"{found} although the policy holds: a task whose cpuset leaves out "
+            f"{in_words(plan.host_nodes)} touched them first, and a task's cpuset wins over the "
             "memory's policy",
-            f"give the VMM's cpuset {_nodes(plan.host_nodes)}, or use prefault: true; "
+            f"give the VMM's cpuset {in_words(plan.host_nodes)}, or use prefault: true; "
             f"{_place_anew(region)}",
         )
     return _resident_before(region)
@@ -258,7 +226,7 @@ def _placed_otherwise(region: RegionDrift, source: Source) -> Diagnosis:
 
 def _resident_before(region: RegionDrift) -> Diagnosis:
     """Explain pages that were there when the policy came."""
-    found = _where(region) or f"shares off by {region.share_error_ratio or 0:.1%}"
+    found = where(region) or f"shares off by {region.share_error_ratio or 0:.1%}"
     way_out = (
         _place_anew(region)
         if region.rebound

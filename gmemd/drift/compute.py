@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gmemd.drift.cause import Diagnosis, diagnose
-from gmemd.drift.model import GuestNodeDrift, VmDrift
-from gmemd.drift.region import RegionDrift, region_drift
+from gmemd.drift.bounds import drift_bounds, node_bounds
+from gmemd.drift.cause import diagnose
+from gmemd.drift.model import Diagnosis, GuestNodeDrift, VmDrift
+from gmemd.drift.observed import diagnose_observed
+from gmemd.drift.policy import memory_nodes
+from gmemd.drift.region import RegionDrift, is_declared, region_drift
+from gmemd.spec.model import Source
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from gmemd.audit.model import VmAudit
     from gmemd.host.model import Host
-    from gmemd.plan.model import VmPlan
-    from gmemd.spec.model import Source
+    from gmemd.plan.model import RegionPlan, VmPlan
 
 # A share is measured on pages that arrived by round-robin: below this it says nothing.
 LEAST_SHARE_TOLERANCE = 0.01
@@ -38,7 +41,7 @@ def compute_drift(
     outcomes = achieved or {}
     plans = {(plan.guest_node, plan.index): plan for plan in vm_plan.regions}
     regions = [
-        region_drift(plan, found, host, outcomes.get(key, ""), rebound=key in rebound)
+        region_drift(plan, found, host, spec.source, outcomes.get(key, ""), rebound=key in rebound)
         for found in audit.regions
         if (plan := plans.get(key := (found.guest_node, found.index)))
     ]
@@ -47,7 +50,7 @@ def compute_drift(
         guest_nodes=tuple(
             _guest_node(
                 node.id,
-                sum(plan.size_bytes for plan in vm_plan.regions if plan.guest_node == node.id),
+                [plan for plan in vm_plan.regions if plan.guest_node == node.id],
                 [region for region in regions if region.plan.guest_node == node.id],
                 host=host,
                 source=spec.source,
@@ -60,7 +63,7 @@ def compute_drift(
 
 def _guest_node(
     guest_node: int,
-    size_bytes: int,
+    plans: Sequence[RegionPlan],
     regions: Sequence[RegionDrift],
     *,
     host: Host,
@@ -70,24 +73,30 @@ def _guest_node(
     placed = sum(region.placed_bytes for region in regions)
     misplaced = sum(region.misplaced_bytes for region in regions)
     unknown = sum(region.audit.unknown_bytes for region in regions)
-    ratio, lower, upper = _ratios(placed, misplaced, unknown)
+    declared = any(map(is_declared, plans)) or not plans
+    sampled = any(region.audit.sample is not None for region in regions)
+    ratio, lower, upper = _ratios(regions, sampled=sampled) if declared else (None, None, None)
     errors = [r.share_error_ratio for r in regions if r.share_error_ratio is not None]
     share_error = max(errors, default=None)
     match = _all_match(region.policy_match for region in regions)
+    by_node = _sum_by_node(regions)
+    nodes = memory_nodes(host).union(by_node) if sampled else by_node
+    by_node_lower, by_node_upper = node_bounds(regions, nodes)
+    surest = lower if sampled else ratio
     drifting = (
-        (ratio is not None and ratio > tolerance)
+        (surest is not None and surest > tolerance)
         or (share_error is not None and share_error > max(tolerance, LEAST_SHARE_TOLERANCE))
         or match is False
     )
     found = _diagnose_worst(regions, host, source) if drifting else None
     return GuestNodeDrift(
         guest_node=guest_node,
-        size_bytes=size_bytes,
+        size_bytes=sum(plan.size_bytes for plan in plans),
         resident_bytes=sum(region.audit.resident_bytes for region in regions),
         placed_bytes=placed,
         misplaced_bytes=misplaced,
         unknown_bytes=unknown,
-        by_node=_sum_by_node(regions),
+        by_node=by_node,
         allowed=frozenset[int]().union(*(region.allowed for region in regions)),
         drift_ratio=ratio,
         drift_lower_ratio=lower,
@@ -100,18 +109,28 @@ def _guest_node(
         detail=found.detail if found else "",
         remedy=found.remedy if found else "",
         unknown_reason="; ".join(_unknown_reasons(regions)),
+        by_node_lower=by_node_lower,
+        by_node_upper=by_node_upper,
+        sampled=sampled,
+        declared=declared,
     )
 
 
 def _ratios(
-    placed: int, misplaced: int, unknown: int
+    regions: Sequence[RegionDrift], *, sampled: bool
 ) -> tuple[float, float, float] | tuple[None, None, None]:
-    """Drift ratio and the interval that the unknown bytes leave it; None if nothing was seen."""
-    seen = placed + misplaced
+    """Drift ratio and the interval that samples and unknown leave it; None if nothing was seen."""
+    misplaced = sum(region.misplaced_bytes for region in regions)
+    unknown = sum(region.audit.unknown_bytes for region in regions)
+    seen = misplaced + sum(region.placed_bytes for region in regions)
     if not seen:
         return None, None, None
-    resident = seen + unknown
-    return misplaced / seen, misplaced / resident, (misplaced + unknown) / resident
+    ratio = misplaced / seen
+    bounds = drift_bounds(regions) if sampled else None
+    if bounds is None:
+        resident = seen + unknown
+        return ratio, misplaced / resident, (misplaced + unknown) / resident
+    return ratio, min(bounds.lower, ratio), max(bounds.upper, ratio)
 
 
 def _all_match(matches: Iterable[bool | None]) -> bool | None:
@@ -142,7 +161,11 @@ def _diagnose_worst(regions: Sequence[RegionDrift], host: Host, source: Source) 
             region.share_error_ratio or 0.0,
         ),
     )
-    found = diagnose(worst, host, source)
+    found = (
+        diagnose_observed(worst, host)
+        if source is Source.OBSERVE
+        else diagnose(worst, host, source)
+    )
     if len(regions) == 1:
         return found
     return Diagnosis(found.cause, f"region {worst.plan.index}: {found.detail}", found.remedy)

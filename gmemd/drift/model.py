@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Cause(StrEnum):
-    """Why memory is not where the spec wants it."""
+    """Why memory is not where the spec, or its VMM's command line, wants it."""
 
     RESIDENT_BEFORE_POLICY = "resident before the policy"
     SPILLED = "spilled"
@@ -20,10 +20,19 @@ class Cause(StrEnum):
     MOVABLE_ONLY = "movable-only"
     CPUSET = "cpuset"
     NO_INODE_POLICY = "kernel without inode policies"
-    MOVED = "moved by balancing"
+    MOVED = "moved"
     SHARES = "shares off"
     NO_POLICY = "no policy set"
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A cause, what was seen of it, and a way out."""
+
+    cause: Cause
+    detail: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +40,15 @@ class GuestNodeDrift:
     """A guest node's memory, declared against actual.
 
     placed + misplaced + unknown = resident. ``drift_ratio`` is misplaced/(placed+misplaced), None
-    where nothing was seen. ``share_error_ratio`` is the largest share's distance from its weight
-    (interleave modes only). ``policy_match`` is None where the policy can't be read.
-    ``drifting`` is the verdict: any kind of drift beyond the tolerance.
+    where nothing was seen or nothing ``declared``: no host node is asked for. Its bounds count the
+    unknown either way. ``share_error_ratio`` is the largest share's distance from its weight
+    (interleave modes only). ``policy_match`` is None where the policy can't be read, or none was
+    asked for. ``drifting`` is the verdict: any kind of drift beyond the tolerance.
+
+    ``sampled`` says that pages of it were drawn rather than all looked at: bytes and ratio are
+    estimates, the bounds of the ratio and of each host node's bytes (``by_node_lower``,
+    ``by_node_upper``) a 95 % interval's, also for host nodes where nothing was found;
+    ``share_error_ratio`` is the least that the sample allows, and the verdict goes by lower bounds.
     """
 
     guest_node: int
@@ -55,6 +70,10 @@ class GuestNodeDrift:
     detail: str = ""
     remedy: str = ""
     unknown_reason: str = ""
+    by_node_lower: Mapping[int, int] = field(default_factory=dict)
+    by_node_upper: Mapping[int, int] = field(default_factory=dict)
+    sampled: bool = False
+    declared: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""Whether the policy that the kernel holds is the one that the spec asks for."""
+"""Whether the policy that the kernel holds is the one that was asked for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from gmemd.plan.model import RegionPlan, Strategy
-from gmemd.spec.model import Backend, PolicyMode
+from gmemd.spec.model import Backend, PolicyMode, Source
 from gmemd.spec.nodeset import format_nodeset
 
 if TYPE_CHECKING:
@@ -54,19 +54,32 @@ def canonical(mode: str, nodes: frozenset[int]) -> tuple[str, frozenset[int]]:
     return str(mode), nodes
 
 
-def effective_nodes(policy: PolicyRead, host: Host) -> frozenset[int]:
+def holds_declared_policy(plan: RegionPlan, host: Host) -> bool:
+    """Whether a policy that a running VMM's memory has is one that its command line asked for.
+
+    Where it asked for none, what is found there is a launcher's (numactl) or the VMM's own affair.
+    """
+    if plan.policy in TASK_RULED:
+        return False
+    return plan.backend is not Backend.GUEST_MEMFD or host.supports("inode_policy")
+
+
+def effective_nodes(policy: PolicyRead, host: Host, source: Source) -> frozenset[int]:
     """The nodes of a policy that it can use: with memory, and within gmemd's own cpuset.
 
     With static or relative flags the kernel gives back the nodes as they were asked for, used or
-    not; without them it has narrowed them already.
+    not; without them it has narrowed them already. An observed VM's policy isn't gmemd's, nor is
+    the cpuset that narrows it.
     """
     nodes = policy.nodes & memory_nodes(host)
-    return nodes & host.cpuset.mems if policy.flags and host.cpuset.mems else nodes
+    if source is Source.OBSERVE or not policy.flags or not host.cpuset.mems:
+        return nodes
+    return nodes & host.cpuset.mems
 
 
-def policy_matches(plan: RegionPlan, policy: PolicyRead, host: Host) -> bool:
+def policy_matches(plan: RegionPlan, policy: PolicyRead, host: Host, source: Source) -> bool:
     """Whether the policy read from the kernel is what the plan asks for, node by node."""
-    found = canonical(policy.mode, effective_nodes(policy, host))
+    found = canonical(policy.mode, effective_nodes(policy, host, source))
     return found == canonical(str(plan.policy), plan.host_nodes)
 
 

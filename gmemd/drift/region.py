@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from gmemd.drift.policy import (
     INTERLEAVING,
     TASK_RULED,
+    holds_declared_policy,
     keeps_policy,
     memory_nodes,
     policy_matches,
 )
-from gmemd.drift.shares import expected_weights, share_error
+from gmemd.drift.shares import expected_weights, least_share_error, share_error
+from gmemd.spec.model import Source
 
 if TYPE_CHECKING:
     from gmemd.audit.model import PolicyRead, RegionAudit
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RegionDrift:
-    """One region's part of its guest node's drift. Sizes in bytes.
+    """One region's part of its guest node's drift. Sizes in bytes; of a sample, its estimates.
 
     ``wrong_policy`` is the first policy found that is not the plan's; ``rebound`` says that the
     policy was set again when there were pages already.
@@ -45,28 +47,41 @@ class RegionDrift:
         return {n: b for n, b in sorted(self.audit.by_node.items()) if b and n not in self.allowed}
 
 
+def is_declared(plan: RegionPlan) -> bool:
+    """Whether anything is asked of where the region's pages are."""
+    return bool(plan.host_nodes) or plan.policy not in TASK_RULED
+
+
 def allowed_nodes(plan: RegionPlan, host: Host) -> frozenset[int]:
-    """Where the region's pages may be: the spec's host nodes, or anywhere if it names none."""
-    if plan.host_nodes or plan.policy not in TASK_RULED:
-        return plan.host_nodes
-    return memory_nodes(host)
+    """Where the region's pages may be: the host nodes asked for, or anywhere if there are none."""
+    return plan.host_nodes if is_declared(plan) else memory_nodes(host)
 
 
 def region_drift(
-    plan: RegionPlan, audit: RegionAudit, host: Host, outcome: str, *, rebound: bool
+    plan: RegionPlan,
+    audit: RegionAudit,
+    host: Host,
+    source: Source,
+    outcome: str,
+    *,
+    rebound: bool,
 ) -> RegionDrift:
     """Compare one region's pages and policy with its plan."""
     allowed = allowed_nodes(plan, host)
+    if not is_declared(plan):
+        allowed = allowed.union(audit.by_node)
     placed = sum(held for node, held in audit.by_node.items() if node in allowed)
     seen = sum(audit.by_node.values())
-    error = None
-    if plan.policy in INTERLEAVING and seen:
-        error = share_error(audit.by_node, expected_weights(plan, host), plan.page_size)
     wrong = None
     match = None
-    if audit.policy is not None and keeps_policy(plan, host, outcome):
+    compared = (
+        holds_declared_policy(plan, host)
+        if source is Source.OBSERVE
+        else keeps_policy(plan, host, outcome)
+    )
+    if audit.policy is not None and compared:
         read = (audit.policy, *audit.other_policies)
-        wrong = next((policy for policy in read if not policy_matches(plan, policy, host)), None)
+        wrong = next((held for held in read if not policy_matches(plan, held, host, source)), None)
         match = wrong is None
     return RegionDrift(
         plan=plan,
@@ -74,9 +89,19 @@ def region_drift(
         allowed=allowed,
         placed_bytes=placed,
         misplaced_bytes=seen - placed,
-        share_error_ratio=error,
+        share_error_ratio=_share_error(plan, audit, host),
         policy_match=match,
         wrong_policy=wrong,
         outcome=outcome,
         rebound=rebound,
     )
+
+
+def _share_error(plan: RegionPlan, audit: RegionAudit, host: Host) -> float | None:
+    """How far the shares are off; of a sample, the least that it allows."""
+    if plan.policy not in INTERLEAVING or not sum(audit.by_node.values()):
+        return None
+    weights = expected_weights(plan, host)
+    if audit.sample is not None:
+        return least_share_error(audit.sample.by_node, weights)
+    return share_error(audit.by_node, weights, plan.page_size)

@@ -1,0 +1,74 @@
+"""The bounds that samples and unknown bytes leave to a guest node's drift and host nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gmemd.drift.interval import Interval, Part, combined_share, pages_between, wilson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from gmemd.audit.model import RegionAudit, Sample
+    from gmemd.drift.region import RegionDrift
+
+
+def drift_bounds(regions: Sequence[RegionDrift]) -> Interval | None:
+    """Give the bounds of the misplaced share of what is resident, in all regions together.
+
+    What is unknown counts as placed in the one, as misplaced in the other. None where nothing is
+    resident.
+    """
+    return combined_share([part for region in regions for part in _parts(region)])
+
+
+def node_bounds(
+    regions: Sequence[RegionDrift], nodes: Iterable[int]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Give the least and the most bytes that each host node may hold: sums over the regions."""
+    lower: dict[int, int] = {}
+    upper: dict[int, int] = {}
+    for node in sorted(nodes):
+        bounds = [_bytes_between(region.audit, node) for region in regions]
+        lower[node] = sum(least for least, _ in bounds)
+        upper[node] = sum(most for _, most in bounds)
+    return lower, upper
+
+
+def _bytes_between(audit: RegionAudit, node: int) -> tuple[int, int]:
+    sample = audit.sample
+    if sample is None:
+        held = audit.by_node.get(node, 0)
+        return held, held
+    pages = pages_between(sample.by_node.get(node, 0), sample.drawn, sample.population)
+    return pages[0] * audit.page_size, pages[1] * audit.page_size
+
+
+def _parts(region: RegionDrift) -> Iterator[Part]:
+    """What was looked at, and what is known to exist beyond it."""
+    audit, sample = region.audit, region.audit.sample
+    if sample is None:
+        size = audit.resident_bytes
+        if size:
+            lower = region.misplaced_bytes / size
+            upper = (region.misplaced_bytes + audit.unknown_bytes) / size
+            yield Part(Interval(size, size), Interval(lower, upper))
+        return
+    hits = sum(sample.by_node.values()) + sample.unknown
+    misplaced = sum(pages for node, pages in sample.by_node.items() if node not in region.allowed)
+    fewest, most = pages_between(hits, sample.drawn, sample.population)
+    yield Part(
+        Interval(fewest * audit.page_size, most * audit.page_size),
+        Interval(
+            wilson(misplaced, hits).lower,
+            wilson(misplaced + sample.unknown, hits).upper,
+        ),
+    )
+    beyond = audit.unknown_bytes - _estimate(sample.unknown, sample) * audit.page_size
+    if beyond > 0:
+        yield Part(Interval(beyond, beyond), Interval(0.0, 1.0))
+
+
+def _estimate(hits: int, sample: Sample) -> int:
+    """Pages of the population, rounded up: a page too many of the sample is none beyond it."""
+    return -(-hits * sample.population // sample.drawn) if sample.drawn else 0
