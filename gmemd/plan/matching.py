@@ -131,9 +131,9 @@ class _Work:
             return
         if len(group) == len(found):
             self._n_groups += 1
-            by = "descriptor" if all(piece.fds for piece in found) else "address"
+            by = "descriptors" if all(piece.fds for piece in found) else "addresses"
             for backend, piece in zip(group, found, strict=True):
-                self._take(backend, (piece,), f"order of {by}s", self._n_groups)
+                self._take(backend, (piece,), f"order of {by}", self._n_groups)
             return
         why = (
             f"{len(found)} mappings have the size of {_ids(group)}, and nothing tells which is "
