@@ -21,6 +21,14 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Pages drawn at random."""
+
+    population: int
+    drawn: int
+
+
+@dataclass(frozen=True)
 class Region:
     """A piece of a guest node's memory."""
 
@@ -38,6 +46,7 @@ class Region:
     resident: int | None
     by_node: dict[str, int] | None
     policy_read: Policy | None
+    sample: Sample | None
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,10 @@ class Drift:
     misplaced: int
     unknown: int
     by_node: dict[str, int]
+    by_node_lower: dict[str, int]
+    by_node_upper: dict[str, int]
+    sampled: bool
+    declared: bool
     host_nodes_allowed: list[int]
     drift_ratio: float | None
     drift_lower_ratio: float | None

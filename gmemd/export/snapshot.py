@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
+    from gmemd.audit.model import PolicyRead, RegionAudit, Sample, VmAudit
     from gmemd.drift.model import GuestNodeDrift, VmDrift
     from gmemd.host.model import Host, HostNode
     from gmemd.plan.model import RegionPlan, Strategy
@@ -284,6 +284,7 @@ def _region_to_json(vm: VmStatus, region: RegionStatus) -> dict[str, Any]:
         "resident": audited.resident_bytes if audited is not None else None,
         "by_node": by_node_to_json(audited.by_node) if audited is not None else None,
         "policy_read": _policy_to_json(audited.policy) if audited is not None else None,
+        "sample": _sample_to_json(audited.sample) if audited is not None else None,
     }
 
 
@@ -299,6 +300,12 @@ def _policy_to_json(policy: PolicyRead | None) -> dict[str, Any] | None:
     return {"mode": policy.mode, "host_nodes": sorted(policy.nodes)}
 
 
+def _sample_to_json(sample: Sample | None) -> dict[str, int] | None:
+    if sample is None:
+        return None
+    return {"population": sample.population, "drawn": sample.drawn}
+
+
 def _drift_to_json(drift: GuestNodeDrift) -> dict[str, Any]:
     return {
         "drifting": drift.drifting,
@@ -307,6 +314,10 @@ def _drift_to_json(drift: GuestNodeDrift) -> dict[str, Any]:
         "misplaced": drift.misplaced_bytes,
         "unknown": drift.unknown_bytes,
         "by_node": by_node_to_json(drift.by_node),
+        "by_node_lower": by_node_to_json(drift.by_node_lower),
+        "by_node_upper": by_node_to_json(drift.by_node_upper),
+        "sampled": drift.sampled,
+        "declared": drift.declared,
         "host_nodes_allowed": sorted(drift.allowed),
         "drift_ratio": drift.drift_ratio,
         "drift_lower_ratio": drift.drift_lower_ratio,
