@@ -59,6 +59,22 @@ def allocate(populations: Sequence[int], n_pages: int, *, least: int = LEAST_PAG
     return shares
 
 
+def scale_up(counts: Sequence[int], population: int) -> list[int]:
+    """Scale the counts of a sample's kinds of pages up to whole pages of the population.
+
+    The results sum to it, each within a page of its proportion (largest remainders); what wasn't
+    found stays nothing.
+    """
+    drawn = sum(counts)
+    scaled = [count * population // drawn for count in counts]
+    by_remainder = sorted(
+        range(len(counts)), key=lambda i: counts[i] * population % drawn, reverse=True
+    )
+    for i in by_remainder[: population - sum(scaled)]:
+        scaled[i] += 1
+    return scaled
+
+
 def _draw_distinct(population: int, n_pages: int, rng: Random) -> set[int]:
     """Draw until so many are distinct; never one more, so none has to be given up again.
 

@@ -50,7 +50,7 @@ class AuditStoppedError(GmemdError):
 
 
 @dataclass(slots=True)
-class _Tally:
+class Tally:
     """What the windows of one region add up to. In bytes, errors in occurrences."""
 
     page_size: int
@@ -87,6 +87,25 @@ class _Tally:
             reason = message or f"the kernel says {name}"
         self.reasons[reason] = None
 
+    def as_audit(self, guest_node: int, index: int, size_bytes: int) -> RegionAudit:
+        """Give the audit of a region of ``size_bytes`` that was seen so."""
+        policy, *others = self.policies or [None]
+        return RegionAudit(
+            guest_node=guest_node,
+            index=index,
+            size_bytes=size_bytes,
+            page_size=self.page_size,
+            resident_bytes=self.by_node.total() + self.unknown_bytes,
+            by_node=dict(sorted(self.by_node.items())),
+            unknown_bytes=self.unknown_bytes,
+            unknown_reason="; ".join(self.reasons),
+            policy=policy,
+            errors=dict(self.errors),
+            pages_seen=self.pages_seen,
+            exact=self.exact,
+            other_policies=tuple(other for other in others if other is not None),
+        )
+
 
 def scan_region(
     fd: int,
@@ -110,7 +129,7 @@ def scan_region(
     with the bytes looked at since the last call. Raises AuditStoppedError between two windows once
     ``stop`` is set.
     """
-    tally = _Tally(page_size)
+    tally = Tally(page_size)
     before = _allocated_bytes(fd, size_bytes, page_size)
     step = max(window_bytes, page_size)
     out_of_sight = None if readable else errno.EACCES
@@ -119,7 +138,7 @@ def scan_region(
             raise AuditStoppedError(f"audit stopped at {offset} of {size_bytes} bytes")
         length = min(step, size_bytes - offset)
         if policy_kept and page_size == PAGE_SIZE:
-            _read_policy(fd, offset, tally)
+            note_policy(fd, offset, tally)
         if out_of_sight is None:
             out_of_sight = _scan_window(fd, offset, length, tally)
         else:
@@ -131,22 +150,7 @@ def scan_region(
         tally.errors[RESIDENCY_CHANGED] += 1
     if page_size != PAGE_SIZE and tally.reasons:
         tally.unknown_bytes = max(0, (after or 0) - tally.by_node.total())
-    policy, *others = tally.policies or [None]
-    return RegionAudit(
-        guest_node=guest_node,
-        index=index,
-        size_bytes=size_bytes,
-        page_size=page_size,
-        resident_bytes=tally.by_node.total() + tally.unknown_bytes,
-        by_node=dict(sorted(tally.by_node.items())),
-        unknown_bytes=tally.unknown_bytes,
-        unknown_reason="; ".join(tally.reasons),
-        policy=policy,
-        errors=dict(tally.errors),
-        pages_seen=tally.pages_seen,
-        exact=tally.exact,
-        other_policies=tuple(other for other in others if other is not None),
-    )
+    return tally.as_audit(guest_node, index, size_bytes)
 
 
 def _allocated_bytes(fd: int, size_bytes: int, page_size: int) -> int | None:
@@ -166,7 +170,7 @@ def _resident_bytes(fd: int, offset: int, length: int) -> int | None:
         raise
 
 
-def _read_policy(fd: int, offset: int, tally: _Tally) -> None:
+def note_policy(fd: int, offset: int, tally: Tally) -> None:
     """Read the policy at a window's start, through a mapping that reads nothing of the memory."""
     try:
         found = read_policy(fd, offset)
@@ -177,7 +181,7 @@ def _read_policy(fd: int, offset: int, tally: _Tally) -> None:
         tally.policies[PolicyRead(found.mode, found.nodes, found.flags)] = None
 
 
-def _scan_window(fd: int, offset: int, length: int, tally: _Tally) -> int | None:
+def _scan_window(fd: int, offset: int, length: int, tally: Tally) -> int | None:
     """Scan one window; ENODEV if the region can't be mapped at all, so that no other tries."""
     try:
         if tally.page_size != PAGE_SIZE:
@@ -193,7 +197,7 @@ def _scan_window(fd: int, offset: int, length: int, tally: _Tally) -> int | None
 
 
 def _count_unread(
-    fd: int, offset: int, length: int, tally: _Tally, *, number: int, message: str = ""
+    fd: int, offset: int, length: int, tally: Tally, *, number: int, message: str = ""
 ) -> None:
     """Count a window that can't, or must not, be read; a hole in it is no loss."""
     unseen = _resident_bytes(fd, offset, length)

@@ -80,7 +80,7 @@ class Target:
     def kill(self) -> None:
         """Kills the process; a zombie is left until it is reaped."""
         if self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
 
     def reap(self) -> None:
