@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HELP = """Show what would be placed where, and whether it fits, for the VMs of the given files or
 directories (without any: of the configured ones). Nothing is changed."""
 _JSON_VERSION = 1
+_STYLES = {"fits": "green", "observed": "green", "refused": "red", "waiting": "yellow"}
 _HOLDING = frozenset({"provisioning", "ready", "degraded", "releasing"})
 _DAEMON_PATIENCE_SECONDS = 10.0
 
@@ -193,13 +194,17 @@ def _ask_daemon(socket: Path) -> Daemon:
         return Daemon({}, frozenset(), note)
     return Daemon(
         {node["id"]: node["committed"] for node in reply["host_nodes"]},
-        frozenset(vm["vm"] for vm in reply["vms"] if vm["state"] in _HOLDING),
+        frozenset(
+            vm["vm"] for vm in reply["vms"] if vm["state"] in _HOLDING and not vm.get("running")
+        ),
     )
 
 
 def _verdict(plan: VmPlan) -> str:
     if not plan.admitted:
         return "refused"
+    if plan.spec.source == "observe":
+        return "observed"
     return "fits" if plan.regions else "waiting"
 
 
@@ -231,10 +236,12 @@ def _all_fit(plans: Sequence[VmPlan]) -> bool:
 
 
 def _headline(plans: Sequence[VmPlan]) -> str:
-    acting = [plan for plan in plans if _verdict(plan) != "waiting"]
+    verdicts = [_verdict(plan) for plan in plans]
+    acting = [plan for plan in plans if _verdict(plan) not in ("waiting", "observed")]
     fitting = [plan for plan in acting if plan.admitted]
-    waiting = len(plans) - len(acting)
-    also = f"; {waiting} not acted on by this version" if waiting else ""
+    observed, waiting = verdicts.count("observed"), verdicts.count("waiting")
+    also = f"; {observed} only observed" if observed else ""
+    also += f"; {waiting} not acted on by this version" if waiting else ""
     if not acting:
         return f"nothing to place{also}"
     if len(fitting) < len(acting):
@@ -244,7 +251,7 @@ def _headline(plans: Sequence[VmPlan]) -> str:
 
 
 def _show_vm(out: Console, plan: VmPlan) -> None:
-    style = {"fits": "green", "refused": "red", "waiting": "yellow"}[_verdict(plan)]
+    style = _STYLES[_verdict(plan)]
     out.print(f"{plan.spec.vm}: {_verdict(plan)}", style=f"bold {style}")
     if plan.regions:
         out.print(_regions_table(plan.regions))

@@ -44,14 +44,18 @@ def check_against_host(spec: VmSpec, host: Host) -> list[str]:
 
 
 def findings(spec: VmSpec, host: Host) -> list[Finding]:
-    """Return all findings, fatal or not, in the spec's order; figures of memory are no part."""
+    """Return all findings, fatal or not, in the spec's order; figures of memory are no part.
+
+    Of a VM that is only observed: whether the nodes exist. It is neither placed nor prefaulted.
+    """
     found = list(_backend_findings(spec, host)) if spec.source is Source.CREATE else []
+    look = _node_findings if spec.source is Source.OBSERVE else _region_findings
     for guest_node in spec.guest_nodes:
         for index, region in enumerate(guest_node.regions):
             title = region_title(spec, guest_node.id, index)
             found += [
                 replace(finding, region=(guest_node.id, index))
-                for finding in _region_findings(title, region, host)
+                for finding in look(title, region, host)
             ]
     return found
 
@@ -62,9 +66,9 @@ def region_title(spec: VmSpec, guest_node: int, index: int) -> str:
     return f"guest node {guest_node} region {index}" if several else f"guest node {guest_node}"
 
 
-def _region_findings(title: str, region: RegionSpec, host: Host) -> Iterator[Finding]:
+def _node_findings(title: str, region: RegionSpec, host: Host) -> Iterator[Finding]:
+    """Nodes that can hold no memory at all."""
     online = {node.id: node for node in host.nodes}
-    yield from _policy_findings(title, region, host)
     unknown = region.host_nodes - online.keys()
     if unknown:
         yield _unknown_nodes(title, frozenset(unknown), host)
@@ -76,6 +80,13 @@ def _region_findings(title: str, region: RegionSpec, host: Host) -> Iterator[Fin
             f"nodes with memory are {_with_memory(host)}",
             empty,
         )
+
+
+def _region_findings(title: str, region: RegionSpec, host: Host) -> Iterator[Finding]:
+    yield from _policy_findings(title, region, host)
+    yield from _node_findings(title, region, host)
+    online = {node.id: node for node in host.nodes}
+    empty = frozenset(n for n in region.host_nodes & online.keys() if not online[n].has_memory)
     outside = (region.host_nodes & online.keys()) - empty - host.cpuset.mems
     if outside:
         yield Finding(

@@ -8,11 +8,13 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from gmemd.spec import scalars
 from gmemd.spec.document import (
+    BOOLEAN_SCHEMA,
     PATH_SCHEMA,
     PERCENT_SCHEMA,
     SIZE_SCHEMA,
     JsonSchema,
     from_text,
+    number_schema,
     read_version,
 )
 from gmemd.spec.loading import in_order, read_file
@@ -29,6 +31,9 @@ ADDRESS_SCHEMA: JsonSchema = {
     "type": "string",
     "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*):[0-9]+$",
 }
+
+LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES = 64, 1 << 20
+"""Fewer pages tell nothing; more take longer than an audit of a running VM should."""
 
 
 def _each(parse: Callable[[str], object], what: str) -> BeforeValidator:
@@ -72,6 +77,10 @@ Seconds: TypeAlias = Annotated[
 ]
 
 
+def _read_sample(text: str) -> int:
+    return scalars.parse_whole_number(text, lowest=LEAST_SAMPLE_PAGES, highest=MOST_SAMPLE_PAGES)
+
+
 class Section(Value):
     """A part of the configuration; made from the file's keys or from the fields' names."""
 
@@ -100,6 +109,15 @@ class AuditConfig(Section):
             json_schema_extra={"default": "60s"},
         ),
     ] = 60.0
+    sample_pages: Annotated[
+        int,
+        from_text(_read_sample, "a number of pages"),
+        WithJsonSchema(number_schema(LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES)),
+        Field(
+            alias="sample",
+            description="Pages of each guest node that an audit of a running VM looks at.",
+        ),
+    ] = 1024
 
 
 class AdmissionConfig(Section):
@@ -144,6 +162,12 @@ class DaemonConfig(Section):
         WithJsonSchema(PATH_SCHEMA),
         Field(description="The varlink socket."),
     ] = Path("/run/gmemd/io.gmemd")
+    discovery: Annotated[
+        bool,
+        from_text(scalars.parse_boolean, "true or false"),
+        WithJsonSchema(BOOLEAN_SCHEMA),
+        Field(description="Whether VMs that run on this host and have no spec are shown."),
+    ] = True
     metrics: MetricsConfig = MetricsConfig()
     audit: AuditConfig = AuditConfig()
     admission: AdmissionConfig = AdmissionConfig()

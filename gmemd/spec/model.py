@@ -135,6 +135,6 @@ class VmSpec(Value):
 
 def waiting_reason(spec: VmSpec) -> str | None:
     """Why a valid spec isn't acted on, for people; None where it is."""
-    if spec.source is Source.CREATE:
+    if spec.source in (Source.CREATE, Source.OBSERVE):
         return None
     return f"source: {spec.source} is not acted on by this version"

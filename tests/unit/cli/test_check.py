@@ -94,7 +94,7 @@ def test_good_files_beside_bad_ones_are_said_to_be_good(
     assert lines[-1] == "2 files checked: 1 problem in 1."
 
 
-@pytest.mark.parametrize("source", ["register", "adopt", "observe"])
+@pytest.mark.parametrize("source", ["register", "adopt"])
 def test_other_sources_are_valid_and_wait(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,9 +20,8 @@ TWO_SOCKETS = ["--host", str(HOSTS / "two-sockets")]
 def spec(directory: Path, name: str, *guest_nodes: str, source: str = "create") -> str:
     path = directory / f"{name}.yaml"
     listed = "".join(f"  - {{{node}}}\n" for node in guest_nodes)
-    path.write_text(
-        f"version: 1\nvm: {name}\nsource: {source}\nprefault: true\nguest_nodes:\n{listed}"
-    )
+    prefault = "" if source == "observe" else "prefault: true\n"
+    path.write_text(f"version: 1\nvm: {name}\nsource: {source}\n{prefault}guest_nodes:\n{listed}")
     return str(path)
 
 
@@ -101,6 +100,14 @@ def test_sources_that_wait_take_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert out.startswith("nothing to place; 1 not acted on by this version\n")
     assert "reg: waiting" in out
+
+
+def test_what_is_observed_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = spec(tmp_path, "seen", node(0, "999GiB", "0"), source="observe")
+    assert main(["plan", file, *TWO_SOCKETS]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("nothing to place; 1 only observed\n")
+    assert "seen: observed" in out
 
 
 def test_the_configured_reserve_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,14 @@ def test_what_can_spill_leaves_its_room_to_what_cannot(two_sockets: Host) -> Non
     assert [can_spill(spec) for spec in specs] == [True, False]
 
 
-@pytest.mark.parametrize("source", ["register", "adopt", "observe"])
+def test_what_is_observed_takes_nothing_and_names_nodes_that_are_there(two_sockets: Host) -> None:
+    plan = plan_vm(vm(region(500 * GIB, {0}), source="observe"), two_sockets)
+    assert (plan.admitted, plan.regions, plan.warnings) == (True, (), ())
+    (warning,) = plan_vm(vm(region(GIB, {7}), source="observe"), two_sockets).warnings
+    assert "host node 7 is not there" in warning
+
+
+@pytest.mark.parametrize("source", ["register", "adopt"])
 def test_sources_that_are_not_acted_on_yet_wait_and_take_nothing(
     two_sockets: Host, source: str
 ) -> None:

@@ -36,13 +36,16 @@ def test_all_keys() -> None:
     config = parse_config(
         b"version: 1\nvms_directories: /srv/vms\nsocket: /tmp/s\n"
         b"metrics: {listen: [':9989', '[::1]:1', 'localhost:0']}\n"
-        b"audit: {interval: 1.5m}\nadmission: {reserve: 0.5%, reserve_minimum: 1GiB}\n",
+        b"discovery: false\n"
+        b"audit: {interval: 1.5m, sample: 4096}\nadmission: {reserve: 0.5%, reserve_minimum: 1GiB}\n",
         file="g.yaml",
     )
     assert config.vms_directories == (Path("/srv/vms"),)
     assert config.socket == Path("/tmp/s")  # noqa: S108  a path like another
     assert config.metrics.listen == (":9989", "[::1]:1", "localhost:0")
+    assert config.discovery is False
     assert config.audit.interval_seconds == 90
+    assert config.audit.sample_pages == 4096
     assert config.admission.reserve_ratio == pytest.approx(0.005)
     assert config.admission.reserve_bytes == 1 << 30
 
@@ -55,13 +58,21 @@ def test_fields_can_be_given_by_name_in_python_only() -> None:
     assert AuditConfig(interval_seconds=0.5).interval_seconds == 0.5
     assert AdmissionConfig(reserve_bytes=4096).reserve_bytes == 4096
     assert problems("audit: {interval_seconds: 5s}\n") == [
-        "g.yaml:1:9: audit.interval_seconds: is not a known key | known here: interval"
+        "g.yaml:1:9: audit.interval_seconds: is not a known key | known here: interval, sample"
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (
+            "discovery: off",
+            "g.yaml:1:12: discovery: must be true or false (got off) | write false",
+        ),
+        (
+            "audit: {sample: 10}",
+            "g.yaml:1:17: audit.sample: must be a whole number from 64 to 1048576 (got 10)",
+        ),
         (
             "audit: {interval: 60}",
             ("g.yaml:1:19: audit.interval: must be a time with a unit, above nothing and at most "
@@ -115,7 +126,7 @@ def test_fields_can_be_given_by_name_in_python_only() -> None:
         ("audit: 60s", "g.yaml:1:8: audit: must be a mapping (got 60s)"),
         ("version: 3", "g.yaml:1:10: version: must be 1, the only version of this format (got 3)"),
         ("vm: x", ("g.yaml:1:1: vm: is not a known key | known here: version, vms_directories, "
-         "socket, metrics, audit, admission")),
+         "socket, discovery, metrics, audit, admission")),
     ],
 )  # fmt: skip
 def test_exact_message(text: str, expected: str) -> None:

@@ -32,11 +32,12 @@ def test_sizes_are_sums() -> None:
     assert make().size_bytes == 2 << 30
 
 
-def test_a_created_vm_waits_for_nothing() -> None:
-    assert waiting_reason(make()) is None
+@pytest.mark.parametrize("source", [Source.CREATE, Source.OBSERVE])
+def test_what_is_acted_on_waits_for_nothing(source: str) -> None:
+    assert waiting_reason(make(source=source)) is None
 
 
-@pytest.mark.parametrize("source", [Source.REGISTER, Source.ADOPT, Source.OBSERVE])
+@pytest.mark.parametrize("source", [Source.REGISTER, Source.ADOPT])
 def test_other_sources_wait_and_say_why(source: str) -> None:
     reason = waiting_reason(make(source=source))
     assert reason == f"source: {source} is not acted on by this version"
