@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from gmemd.audit.foreign import VmGoneError, audit_range, audit_taken
 from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
 from gmemd.audit.sampling import allocate
-from gmemd.host.vms.finding import TO_SEE_IT, holds_userfaultfd, start_ticks
+from gmemd.host.vms.finding import holds_userfaultfd, start_ticks, to_see_it
 from gmemd.host.vms.model import PieceKind
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mempolicy import RELATIVE_NODES, STATIC_NODES
@@ -150,7 +150,9 @@ def _out_of_reach(vmm: VmmProcess) -> Unseen | None:
     try:
         migrating = vmm.userfaultfd or holds_userfaultfd(vmm.pid)
     except PermissionError:
-        return Unseen(Unknown.NOT_PERMITTED, f"not permitted to look into pid {vmm.pid}", TO_SEE_IT)
+        return Unseen(
+            Unknown.NOT_PERMITTED, f"not permitted to look into pid {vmm.pid}", to_see_it()
+        )
     except (OSError, ProcfsError):
         return _gone(vmm)
     if migrating:
@@ -221,7 +223,7 @@ class _Work:
                 raise VmGoneError(_gone(self._vmm).message) from error
             denied = error.errno in (errno.EPERM, errno.EACCES)
             reason = Unknown.NOT_PERMITTED if denied else Unknown.UNREADABLE
-            hint = TO_SEE_IT if denied else error.hint or ""
+            hint = to_see_it() if denied else error.hint or ""
             self._note(Unseen(reason, error.message, hint))
             return None
 

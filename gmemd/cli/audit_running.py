@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import gmemd
 from gmemd.audit.observed import Effort, Unknown
 from gmemd.cli.audit import NoSuchVmError
-from gmemd.cli.figures import percent
+from gmemd.cli.figures import estimate, percent
 from gmemd.cli.output import console
 from gmemd.daemon.observing import Finder, Found, FoundVm, observe
 from gmemd.export.snapshot import JSON_VERSION, Snapshot, vm_to_json
 from gmemd.export.textfile import render_textfile
 from gmemd.host.reading import read_host
-from gmemd.host.vms.finding import TO_SEE_IT
+from gmemd.host.vms.finding import to_see_it
 from gmemd.plan.matching import LEAST_GUEST_BYTES
 from gmemd.spec.sizes import format_size
 
@@ -97,10 +97,9 @@ class Looked:
         if self.whole_host:
             out.print(self._summary(), soft_wrap=True)
         if self.unseen_processes and self.whole_host:
-            count = self.unseen_processes
             out.print(
-                f"{count} {'process' if count == 1 else 'processes'} could not be looked into and "
-                f"may hold VMs: {TO_SEE_IT}",
+                f"{_processes(self.unseen_processes)} could not be looked into and may hold VMs: "
+                f"{to_see_it()}",
                 soft_wrap=True,
             )
 
@@ -110,15 +109,16 @@ class Looked:
         if not self.vms:
             return "no running VM was found on this host"
         words = [f"{totals['vms']} VM{'' if totals['vms'] == 1 else 's'}"]
-        words.append(f"{format_size(totals['resident'])} resident")
+        words.append(f"{self._size(totals['resident'])} resident")
         seen = totals["placed"] + totals["misplaced"]
         if seen:
             share = percent(totals["misplaced"] / seen)
-            words.append(f"{format_size(totals['placed'])} placed")
-            words.append(f"{format_size(totals['misplaced'])} misplaced ({share})")
-        for key, text in (("unknown", "unknown"), ("unmatched", "unmatched")):
-            if totals[key]:
-                words.append(f"{format_size(totals[key])} {text}")
+            words.append(f"{self._size(totals['placed'])} placed")
+            words.append(f"{self._size(totals['misplaced'])} misplaced ({share})")
+        if totals["unknown"]:
+            words.append(f"{self._size(totals['unknown'])} unknown")
+        if totals["unmatched"]:
+            words.append(f"{format_size(totals['unmatched'])} unmatched")
         for key, one, many in (
             ("drifting", "VM drifts", "VMs drift"),
             ("declaring_nothing", "declares nothing", "declare nothing"),
@@ -129,6 +129,12 @@ class Looked:
         if self.ended:
             words.append(f"{len(self.ended)} ended meanwhile")
         return ", ".join(words)
+
+    def _size(self, size: int) -> str:
+        """A sum of sizes, as an estimate where one of them is."""
+        drifts = [vm.drift for vm in self.vms if vm.drift is not None]
+        sampled = any(node.sampled for drift in drifts for node in drift.guest_nodes)
+        return estimate(size) if sampled and size else format_size(size)
 
 
 def look(args: argparse.Namespace) -> Looked:
@@ -171,6 +177,12 @@ def _wanted(finder: Finder, args: argparse.Namespace) -> Found:
             raise NoSuchVmError(
                 f"there is no process {args.pid}", hint="`gmemd audit --all` finds all VMs"
             )
+        if vm.vmm.kvm is False and not vm.declaration.vmm:
+            raise NoSuchVmError(
+                f"pid {args.pid} ({vm.vmm.program}) is no VM: it holds no KVM VM, and is no VMM "
+                "that gmemd knows",
+                hint="`gmemd audit --all` finds all VMs",
+            )
         return Found((vm,))
     found = finder.find()
     if args.all:
@@ -181,10 +193,14 @@ def _wanted(finder: Finder, args: argparse.Namespace) -> Found:
     return Found(chosen)
 
 
+def _processes(count: int) -> str:
+    return f"{count} process{'' if count == 1 else 'es'}"
+
+
 def _names(found: Found) -> str:
     unseen = ""
     if found.unseen_processes:
-        unseen = f"; {found.unseen_processes} processes can't be looked into: {TO_SEE_IT}"
+        unseen = f"; {_processes(found.unseen_processes)} can't be looked into: {to_see_it()}"
     if not found.vms:
         return f"none was found at all{unseen}"
     return f"there are {', '.join(vm.name for vm in found.vms)}{unseen}"

@@ -6,11 +6,13 @@ import time
 from typing import TYPE_CHECKING
 
 from gmemd.spec.nodeset import format_nodeset
+from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_BINARY = (1 << 50, 1 << 40, 1 << 30, 1 << 20, 1 << 10)
 _LEAST_SHOWN = 0.1
 _ONE_DECIMAL_WITHIN = 10
 
@@ -26,6 +28,13 @@ def percent(ratio: float | None) -> str:
         return f">{100 - _LEAST_SHOWN}%"
     near_an_end = min(points, 100 - points) < _ONE_DECIMAL_WITHIN
     return f"{points:.{1 if near_an_end else 0}f}".removesuffix(".0") + "%"
+
+
+def estimate(size_bytes: int) -> str:
+    """A size that a sample tells, with no more digits than it can: ``~1.9GiB``."""
+    unit = next((unit for unit in _BINARY if size_bytes >= unit), 1)
+    digits = 2 if size_bytes < 10 * unit else 1 if size_bytes < 100 * unit else 0
+    return f"~{format_size(round(round(size_bytes / unit, digits) * unit))}"
 
 
 def span(seconds: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gmemd.cli.figures import nodes, percent
+from gmemd.cli.figures import estimate, nodes, percent
 from gmemd.cli.output import PLAIN_WIDTH, table
 from gmemd.spec.sizes import format_size
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MISPLACED = "!"
 UNSEEN = "?"
-ESTIMATED = "~"
 
 
 def matrix_lines(
@@ -228,7 +227,7 @@ def _ratio_words(drift: Mapping[str, Any]) -> str:
 
 def _about(drift: Mapping[str, Any], size: int) -> str:
     """A size, marked where it is estimated from a sample."""
-    return f"{ESTIMATED if drift['sampled'] and size else ''}{format_size(size)}"
+    return estimate(size) if drift["sampled"] and size else format_size(size)
 
 
 def _marked(words: str) -> Text:

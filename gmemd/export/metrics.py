@@ -176,7 +176,8 @@ def _vm_families(snapshot: Snapshot) -> Iterator[Metric]:
             info.add_metric([vm.vm], {"source": str(vm.source), "uuid": vm.uuid})
         for possible in VmState:
             state.add_metric([vm.vm, str(possible)], float(vm.state == possible))
-        spec_error.add_metric([vm.vm], float(vm.spec_error))
+        if vm.running is None or vm.spec_error:
+            spec_error.add_metric([vm.vm], float(vm.spec_error))
         if vm.audit is not None:
             ended = vm.audit.started_timestamp + vm.audit.duration_seconds
             success.add_metric([vm.vm], ended)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LIVE_ROOT = Path("/")
-TO_SEE_IT = "run gmemd as root, or give it CAP_SYS_PTRACE"
 
 _PROGRAMS = re.compile(
     r"(?:qemu-system-.+|qemu-kvm|qemu|kvm|cloud-hypervisor.*|firecracker.*|crosvm)$"
@@ -102,20 +101,20 @@ class VmmFinder:
         if _OWN_CHILD in argv:
             return True, None
         program = _program(argv, stat)
-        known = wanted or _PROGRAMS.match(program) is not None
+        known = _PROGRAMS.match(program) is not None
         kvm: bool | None = None
         try:
             descriptors = read_descriptors(pid, self._root)
             kvm = descriptors.holds_vm
             if kvm is None:
                 kvm = maps_a_vcpu(pid, self._root)
-            if not (kvm or known):
+            if not (kvm or known or wanted):
                 return True, None
             return True, self._described(pid, stat, argv, program, kvm=kvm, descriptors=descriptors)
         except (ProcfsError, PermissionError) as error:
             if _gone(error):
                 raise
-            if not (kvm or known):
+            if not (kvm or known or wanted):
                 return False, None
             return True, self._blocked(pid, stat, argv, program)
 
@@ -168,7 +167,7 @@ class VmmFinder:
             unit=unit_of(cgroup),
             mems=read_mems(pid, cgroups, self._root),
             blocked=f"not permitted to look into pid {pid}, which runs as {self._owner(pid)}",
-            hint=TO_SEE_IT,
+            hint=to_see_it(),
         )
 
     def _owner(self, pid: int) -> str:
@@ -188,6 +187,16 @@ class VmmFinder:
         except (ProcfsError, ValueError, IndexError):
             return 0.0
         return time.time() - uptime + stat.start_ticks / _TICKS_PER_SECOND
+
+
+def to_see_it() -> str:
+    """What gmemd would need to look into other processes."""
+    if os.geteuid() != 0:
+        return "run gmemd as root, or give it CAP_SYS_PTRACE"
+    return (
+        "gmemd is root here and lacks CAP_SYS_PTRACE, or a security module or a container's limits "
+        "forbid it"
+    )
 
 
 def start_ticks(pid: int, root: Path = LIVE_ROOT) -> int | None:
