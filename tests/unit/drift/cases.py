@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
+from gmemd.audit.model import PolicyRead, RegionAudit, Sample, VmAudit
+from gmemd.audit.sampling import scale_up
 from gmemd.drift.compute import compute_drift
 from gmemd.host.model import Cpuset, Feature, Host, HostNode
 from gmemd.plan.model import RegionPlan, Strategy, VmPlan
@@ -57,7 +58,10 @@ def make_host(
 
 @dataclass
 class Case:
-    """One region of one guest node, declared and seen. Sizes in bytes; ``by_node`` too."""
+    """One region of one guest node, declared and seen. Sizes in bytes; ``by_node`` too.
+
+    With ``hits`` it was sampled: pages drawn of ``drawn``, by host node, and the rest follows.
+    """
 
     policy: PolicyMode = PolicyMode.BIND
     host_nodes: frozenset[int] = frozenset({1})
@@ -73,6 +77,9 @@ class Case:
     outcome: str = "applied"
     others: tuple[PolicyRead, ...] = ()
     rebound: bool = False
+    hits: dict[int, int] | None = None
+    hits_unknown: int = 0
+    drawn: int = 4096
 
     def plan(self, index: int = 0) -> RegionPlan:
         return RegionPlan(
@@ -90,6 +97,8 @@ class Case:
         )
 
     def audit(self, index: int = 0) -> RegionAudit:
+        if self.hits is not None:
+            return self._sampled(index, self.hits)
         return RegionAudit(
             guest_node=0,
             index=index,
@@ -101,6 +110,25 @@ class Case:
             unknown_reason="poisoned" if self.unknown else "",
             policy=self.read,
             other_policies=self.others,
+        )
+
+    def _sampled(self, index: int, hits: dict[int, int]) -> RegionAudit:
+        population = GIB // self.page_size
+        found = [*hits.values(), self.hits_unknown]
+        absent = self.drawn - sum(found)
+        *held, unknown, _ = scale_up([*found, absent], population)
+        unknown_bytes = unknown * self.page_size + self.unknown
+        return RegionAudit(
+            guest_node=0,
+            index=index,
+            size_bytes=GIB,
+            page_size=self.page_size,
+            resident_bytes=sum(held) * self.page_size + unknown_bytes,
+            by_node=dict(zip(hits, (pages * self.page_size for pages in held), strict=True)),
+            unknown_bytes=unknown_bytes,
+            unknown_reason="poisoned" if unknown_bytes else "",
+            exact=False,
+            sample=Sample(population, self.drawn, hits, self.hits_unknown),
         )
 
 

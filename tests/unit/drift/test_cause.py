@@ -263,6 +263,221 @@ def test_every_cause_has_a_case() -> None:
     assert {case[2] for case in CAUSES.values()} == set(Cause)
 
 
+OBSERVED = Case(
+    source=Source.OBSERVE,
+    strategy=Strategy.UNMANAGED,
+    backend=Backend.ANONYMOUS,
+    prefault=False,
+    outcome="",
+    by_node=ELSEWHERE,
+)
+HUGE = 2 * MIB
+
+OBSERVED_CAUSES = {
+    "bound by its command line, found elsewhere by a sample": (
+        replace(OBSERVED, hits={1: 3000, 3: 1000}),
+        make_host(),
+        Cause.MOVED,
+        (
+            "about 250MiB on node 3; its command line asks bind 1: moved since (migratepages, "
+            "numad, a change of its cgroup's cpuset.mems, NUMA balancing), or touched before the "
+            "policy was set"
+        ),
+        (
+            "move its pages back (migratepages as root, with the VMM's pid, from node 3 to "
+            "node 1), and turn off what moves them"
+        ),
+    ),
+    "bound by its command line, and the kernel holds it": (
+        replace(OBSERVED, read=BIND_1),
+        make_host(),
+        Cause.MOVED,
+        (
+            "1MiB on node 3; its command line asks bind 1, which the kernel holds: moved since "
+            "(migratepages, numad, a change of its cgroup's cpuset.mems), or touched before"
+        ),
+        "from node 3 to node 1",
+    ),
+    "bound to several nodes, a memfd": (
+        replace(
+            OBSERVED,
+            backend=Backend.MEMFD,
+            host_nodes=frozenset({0, 1}),
+            by_node={0: MIB, 2: MIB, 3: MIB},
+        ),
+        make_host(),
+        Cause.MOVED,
+        "1MiB on node 2, 1MiB on node 3; its command line asks bind 0-1",
+        "from nodes 2-3 to nodes 0-1",
+    ),
+    "bound, a file": (
+        replace(OBSERVED, backend=Backend.FILE),
+        make_host(),
+        Cause.MOVED,
+        "or of a file on a disk, whose pages no policy of a mapping rules",
+        "from node 3 to node 1",
+    ),
+    "bound, hugetlb": (
+        replace(OBSERVED, backend=Backend.FILE, page_size=HUGE, by_node={1: HUGE, 3: HUGE}),
+        make_host(),
+        Cause.MOVED,
+        "or made by another process that shares it, as hugetlb keeps no policy",
+        "free huge pages of 2MiB on node 1, then move its pages back",
+    ),
+    "another policy than the command line's": (
+        replace(OBSERVED, read=PolicyRead("preferred", frozenset({3}))),
+        make_host(),
+        Cause.POLICY_CHANGED,
+        "the kernel holds preferred 3, its command line asks bind 1; 1MiB on node 3",
+        "find what calls mbind on this memory after its VMM did",
+    ),
+    "no policy at all": (
+        replace(OBSERVED, read=DEFAULT, by_node={1: MIB}),
+        make_host(),
+        Cause.POLICY_CHANGED,
+        (
+            "the kernel holds default, its command line asks bind 1: it was never set on this "
+            "memory, or was taken back"
+        ),
+        "restart the VM, whose VMM sets the policy as it makes the memory",
+    ),
+    "the policy's nodes rewritten": (
+        replace(OBSERVED, read=PolicyRead("bind", frozenset({3}))),
+        make_host(),
+        Cause.POLICY_CHANGED,
+        (
+            "the kernel holds bind 3, its command line asks bind 1: a change of a cgroup's "
+            "cpuset.mems rewrites the nodes of its processes' policies; 1MiB on node 3"
+        ),
+        "have the cpuset.mems of its cgroup hold node 1; move its pages back",
+    ),
+    "a cpuset alone": (
+        replace(OBSERVED, policy=PolicyMode.DEFAULT, host_nodes=frozenset({0, 1})),
+        make_host(),
+        Cause.CPUSET,
+        "1MiB on node 3, outside its cgroup's cpuset.mems (0-1): touched before that was set",
+        "from node 3 to nodes 0-1); set cpuset.mems before the VMM starts",
+    ),
+    "a cpuset alone, memory that others share": (
+        replace(OBSERVED, policy=PolicyMode.DEFAULT, backend=Backend.MEMFD),
+        make_host(),
+        Cause.CPUSET,
+        "or made by another process that shares it (a vhost-user backend)",
+        "from node 3 to node 1",
+    ),
+    "a cpuset alone, a guest_memfd": (
+        replace(OBSERVED, policy=PolicyMode.DEFAULT, backend=Backend.GUEST_MEMFD),
+        make_host(),
+        Cause.CPUSET,
+        "outside its cgroup's cpuset.mems (1)",
+        "guest_memfd pages can't be moved",
+    ),
+    "preferred that overflowed": (
+        replace(OBSERVED, policy=PolicyMode.PREFERRED),
+        MOVABLE_HOST,
+        Cause.SPILLED,
+        (
+            "1MiB on node 3: preferred, as its command line asks, overflows by design when its "
+            "nodes are full (node 1 has 12MiB left)"
+        ),
+        "make room on node 1, then move its pages back",
+    ),
+    "preferred on a node of movable memory has room there": (
+        replace(OBSERVED, policy=PolicyMode.PREFERRED, host_nodes=frozenset({4})),
+        MOVABLE_HOST,
+        Cause.SPILLED,
+        "(node 4 has 1GiB left)",
+        "policy=bind refuses rather than spills",
+    ),
+    "preferred huge pages that overflowed": (
+        replace(
+            OBSERVED,
+            policy=PolicyMode.PREFERRED,
+            backend=Backend.MEMFD,
+            page_size=HUGE,
+            by_node={1: HUGE, 3: HUGE},
+        ),
+        make_host(),
+        Cause.SPILLED,
+        (
+            "overflows by design when its nodes have no free huge page of 2MiB "
+            "(node 1 has 0 huge pages of 2MiB left)"
+        ),
+        "free huge pages of 2MiB on node 1",
+    ),
+    "interleave that overflowed": (
+        replace(OBSERVED, policy=PolicyMode.INTERLEAVE, host_nodes=frozenset({0, 1})),
+        make_host(),
+        Cause.SPILLED,
+        "interleave, as its command line asks, overflows by design",
+        "make room on nodes 0-1",
+    ),
+    "interleave whose shares are off": (
+        replace(
+            OBSERVED,
+            policy=PolicyMode.INTERLEAVE,
+            host_nodes=frozenset({0, 1}),
+            hits={0: 3072, 1: 1024},
+        ),
+        make_host(),
+        Cause.SHARES,
+        (
+            "node 0 about 768MiB, node 1 about 256MiB: off the shares that its command line asks "
+            "(interleave) by at least 22.3%"
+        ),
+        "make room on nodes 0-1",
+    ),
+    "a node that is offline, of a command line": (
+        replace(OBSERVED, host_nodes=frozenset({1, 5})),
+        make_host(),
+        Cause.NODE_OFFLINE,
+        "its command line names node 5, which is offline or without memory",
+        "bring the memory of node 5 online, or have its command line name others",
+    ),
+    "a node that is offline, of a cpuset": (
+        replace(OBSERVED, policy=PolicyMode.DEFAULT, host_nodes=frozenset({1, 5, 6})),
+        make_host(),
+        Cause.NODE_OFFLINE,
+        "its cgroup's cpuset.mems names nodes 5-6, which are offline or without memory",
+        "bring the memory of nodes 5-6 online",
+    ),
+    "guest_memfd on a kernel that keeps no policy": (
+        replace(OBSERVED, backend=Backend.GUEST_MEMFD, read=DEFAULT),
+        OLD_HOST,
+        Cause.NO_INODE_POLICY,
+        "its command line asks bind 1, but this kernel keeps no policy on guest_memfd",
+        "use a kernel of 6.19 or later, or start the VMM under numactl --membind",
+    ),
+    "guest_memfd whose policy holds": (
+        replace(OBSERVED, backend=Backend.GUEST_MEMFD, read=BIND_1),
+        make_host(),
+        Cause.RESIDENT_BEFORE_POLICY,
+        "these pages were made before it was set, or by a task whose cpuset leaves out node 1",
+        "have the VMM's cpuset hold node 1; guest_memfd pages can't be moved",
+    ),
+    "guest_memfd whose policy isn't known": (
+        replace(OBSERVED, backend=Backend.GUEST_MEMFD),
+        make_host(),
+        Cause.UNKNOWN,
+        "its command line asks bind 1, and whether the kernel holds that can't be read",
+        "guest_memfd pages can't be moved: restart the VM",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBSERVED_CAUSES)
+def test_cause_of_an_observed_vm(name: str) -> None:
+    case, host, cause, detail, remedy = OBSERVED_CAUSES[name]
+    node = drift_of(case, host=host)
+    assert node.drifting
+    assert node.cause is cause
+    assert detail in node.detail
+    assert remedy in node.remedy
+    # There is none: what was asked for is the command line's, or the cpuset's.
+    assert "spec" not in node.detail + node.remedy
+    assert "gmemd" not in node.detail + node.remedy
+
+
 def test_unmovable_pages_are_never_said_to_be_movable() -> None:
     guest = drift_of(Case(read=BIND_1, by_node=ELSEWHERE))
     assert "guest_memfd pages can't be moved" in guest.remedy

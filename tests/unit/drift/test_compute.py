@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gmemd.audit.model import PolicyRead, VmAudit
 from gmemd.drift.compute import compute_drift
+from gmemd.drift.interval import wilson
 from gmemd.drift.model import Cause
 from gmemd.plan.model import Strategy, VmPlan
-from gmemd.spec.model import GuestNode, PolicyMode, RegionSpec, VmSpec
+from gmemd.spec.model import Backend, GuestNode, PolicyMode, RegionSpec, Source, VmSpec
 from tests.unit.drift.cases import GIB, MIB, PAGE, Case, drift_of, host_node, make_host
 
 BIND_1 = PolicyRead("bind", frozenset({1}))
+OBSERVED: dict[str, Any] = {
+    "source": Source.OBSERVE,
+    "strategy": Strategy.UNMANAGED,
+    "backend": Backend.ANONYMOUS,
+    "outcome": "",
+}
 
 
 def test_preferred_overflow_is_counted_to_the_byte() -> None:
@@ -213,6 +223,176 @@ def test_an_interleave_node_without_a_page_shows() -> None:
 def test_modes_without_shares_have_no_share_error() -> None:
     assert drift_of(Case(by_node={1: MIB})).share_error_ratio is None
     assert drift_of(interleaved({})).share_error_ratio is None
+
+
+def test_what_names_no_host_nodes_declares_nothing() -> None:
+    nothing = Case(
+        policy=PolicyMode.DEFAULT, host_nodes=frozenset(), by_node={0: MIB, 3: MIB, 9: MIB}
+    )
+    node = drift_of(nothing)
+    assert not node.declared
+    assert (node.placed_bytes, node.misplaced_bytes) == (3 * MIB, 0)
+    assert (node.drift_ratio, node.drift_lower_ratio, node.drift_upper_ratio) == (None, None, None)
+    assert not node.drifting
+    asking = Case(by_node={1: MIB, 2: MIB})
+    both = drift_of(nothing, asking)
+    assert both.declared
+    assert (both.misplaced_bytes, both.drift_ratio) == (MIB, 1 / 5)
+    assert drift_of(replace(nothing, host_nodes=frozenset({0}))).drift_ratio == 2 / 3
+
+
+@pytest.mark.parametrize("policy", [PolicyMode.DEFAULT, PolicyMode.LOCAL])
+@pytest.mark.parametrize("nodes", [frozenset(), frozenset({0, 1})])
+def test_an_observed_vm_that_asked_for_no_policy_has_none_to_differ(
+    policy: PolicyMode, nodes: frozenset[int]
+) -> None:
+    case = Case(
+        policy=policy,
+        host_nodes=nodes,
+        read=PolicyRead("bind", frozenset({0})),
+        by_node={0: MIB},
+        **OBSERVED,
+    )
+    node = drift_of(case)
+    assert node.policy_match is None
+    assert not node.drifting
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+def test_an_observed_vms_policy_is_compared_where_the_kernel_keeps_it(backend: Backend) -> None:
+    case = Case(read=BIND_1, by_node={1: MIB}, **{**OBSERVED, "backend": backend})
+    assert drift_of(case).policy_match is True
+    without = drift_of(case, host=make_host(inode_policy=False))
+    assert without.policy_match is (None if backend is Backend.GUEST_MEMFD else True)
+    # gmemd's own cpuset has no say in what another process' policy can use.
+    narrow = make_host(mems=frozenset({0}))
+    static = replace(case, read=PolicyRead("bind", frozenset({1}), flags=1 << 15))
+    assert drift_of(static, host=narrow).policy_match is True
+
+
+def test_exact_bounds_are_the_bytes_themselves() -> None:
+    node = drift_of(Case(by_node={1: 3 * MIB, 2: MIB}, unknown=MIB))
+    assert node.by_node_lower == node.by_node_upper == node.by_node
+    assert not node.sampled
+
+
+def test_a_sample_of_one_region_has_the_interval_of_its_share() -> None:
+    node = drift_of(Case(hits={1: 900, 2: 100}))
+    share = wilson(100, 1000)
+    assert node.sampled
+    assert node.drift_ratio == pytest.approx(0.1, abs=1e-4)
+    assert node.drift_lower_ratio == pytest.approx(share.lower)
+    assert node.drift_upper_ratio == pytest.approx(share.upper)
+    assert node.misplaced_bytes == 100 * GIB // 4096
+    assert node.drifting
+
+
+def test_every_host_node_with_memory_has_bounds_in_a_sample() -> None:
+    node = drift_of(Case(hits={1: 4096}))
+    assert set(node.by_node_upper) == set(node.by_node_lower) == {0, 1, 2, 3}
+    assert set(node.by_node) == {1}
+    # Of nothing found in 4,096, up to 3.84 in 4,096 may be there.
+    assert node.by_node_upper[0] == pytest.approx(GIB * 3.8379 / 4096, abs=PAGE)
+    assert node.by_node_lower[0] == 0
+    assert node.by_node_lower[1] < node.by_node[1] == node.by_node_upper[1] == GIB
+
+
+def test_a_sample_never_drifts_on_chance() -> None:
+    # 50 of 4,096 are 1.2 %, and 1 % is well possible; 90 of them are 2.2 %.
+    node = drift_of(Case(hits={1: 4046, 2: 50}))
+    assert node.drift_ratio is not None
+    assert node.drift_lower_ratio is not None
+    assert node.drift_ratio > node.tolerance_ratio > node.drift_lower_ratio
+    assert (node.drifting, node.cause) == (False, None)
+    assert drift_of(Case(hits={1: 4006, 2: 90})).drifting
+    assert not drift_of(Case(hits={1: 4095, 2: 1}, tolerance=0.0001)).drifting
+
+
+def test_a_sample_that_hit_no_page_has_no_ratio_but_bounds() -> None:
+    node = drift_of(Case(hits={}))
+    assert (node.drift_ratio, node.drift_lower_ratio, node.drift_upper_ratio) == (None, None, None)
+    assert node.by_node_upper[2] > 0
+    assert not node.drifting
+
+
+def test_unknown_pages_of_a_sample_count_either_way() -> None:
+    node = drift_of(Case(hits={1: 800, 2: 100}, hits_unknown=100))
+    assert node.drift_ratio == pytest.approx(1 / 9, abs=1e-4)
+    assert node.drift_lower_ratio == pytest.approx(wilson(100, 1000).lower)
+    assert node.drift_upper_ratio == pytest.approx(wilson(200, 1000).upper)
+
+
+def test_what_exists_beyond_a_sample_counts_either_way() -> None:
+    # A quarter is mapped, as far as the sample tells; as much again is known to exist.
+    node = drift_of(Case(hits={1: 512, 2: 512}, unknown=GIB // 4))
+    assert node.unknown_bytes == GIB // 4
+    assert node.drift_lower_ratio is not None
+    assert node.drift_upper_ratio is not None
+    assert 0.22 < node.drift_lower_ratio < 0.25
+    assert 0.75 < node.drift_upper_ratio < 0.78
+
+
+def test_regions_are_combined_so_that_neither_bound_claims_too_much() -> None:
+    # The sample's region may be half or twice as large as it looks: 4 hits of 4,096.
+    sampled = Case(hits={2: 4})
+    exact = Case(host_nodes=frozenset({1}), by_node={1: MIB})
+    node = drift_of(sampled, exact)
+    assert node.sampled
+    assert node.drift_ratio == 0.5
+    assert node.drift_lower_ratio is not None
+    assert node.drift_upper_ratio is not None
+    fewest = wilson(4, 4096).lower * GIB
+    assert node.drift_lower_ratio <= fewest * wilson(4, 4).lower / (fewest + MIB) + 0.01
+    assert 0.1 < node.drift_lower_ratio < 0.2
+    assert node.drift_upper_ratio > 0.7
+    assert node.by_node_lower[1] == MIB
+    assert node.by_node_lower[2] < MIB < node.by_node_upper[2]
+
+
+def test_shares_of_a_sample_are_off_only_beyond_chance() -> None:
+    fair = Case(policy=PolicyMode.INTERLEAVE, host_nodes=frozenset({0, 1}), hits={0: 2148, 1: 1948})
+    node = drift_of(fair)
+    assert node.share_error_ratio == 0.0
+    assert not node.drifting
+    few = drift_of(replace(fair, hits={0: 9, 1: 3}))
+    assert few.share_error_ratio == 0.0
+    unfair = drift_of(replace(fair, hits={0: 3072, 1: 1024}))
+    assert unfair.share_error_ratio is not None
+    assert 0.2 < unfair.share_error_ratio < 0.25
+    assert unfair.drifting
+    assert unfair.cause is Cause.SHARES
+    absent = drift_of(replace(fair, host_nodes=frozenset({0, 1, 2})))
+    assert absent.share_error_ratio == pytest.approx(1 / 3, abs=0.01)
+
+
+@given(
+    hits=st.dictionaries(st.integers(0, 4), st.integers(0, 1000), max_size=4),
+    unknown=st.integers(0, 90),
+    beyond=st.integers(0, 1000).map(lambda n: n * PAGE),
+    exact=st.none() | st.dictionaries(st.integers(0, 3), st.integers(0, 1000)),
+    policy=st.sampled_from(PolicyMode),
+)
+def test_bounds_hold_what_they_bound(
+    hits: dict[int, int],
+    unknown: int,
+    beyond: int,
+    exact: dict[int, int] | None,
+    policy: PolicyMode,
+) -> None:
+    cases = [Case(policy=policy, hits=hits, hits_unknown=unknown, unknown=beyond)]
+    if exact is not None:
+        by_node = {number: pages * PAGE for number, pages in exact.items()}
+        cases.append(Case(policy=policy, by_node=by_node))
+    node = drift_of(*cases)
+    assert node.sampled
+    for number, held in node.by_node.items():
+        assert node.by_node_lower[number] <= held <= node.by_node_upper[number]
+    if node.drift_ratio is not None:
+        assert node.drift_lower_ratio is not None
+        assert node.drift_upper_ratio is not None
+        assert 0 <= node.drift_lower_ratio <= node.drift_ratio <= node.drift_upper_ratio <= 1
+    assert node.drifting == (node.cause is not None)
+    assert not node.drifting or (node.detail and node.remedy)
 
 
 amounts = st.dictionaries(st.integers(0, 3), st.integers(0, 1 << 20).map(lambda n: n * PAGE))
