@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
+    from gmemd.cli.audit_running import Looked
+
 HELP = (
     "Finds running VMs and shows, guest node by host node, where their memory is and where it was "
     "meant to be, with what drifts, why, and what to do about it. It needs no daemon and no spec, "
@@ -94,13 +96,16 @@ def _pages(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Audit, print, and tell by the exit code: 1 drift, 5 part of it could not be seen."""
     _check_options(args)
-    if args.vm is not None and args.format != "prometheus" and _belongs_to_daemon(args):
-        from gmemd.cli.audit_daemon import audit_by_daemon  # noqa: PLC0415  not for other audits
+    unasked: GmemdError | None = None
+    if args.vm is not None and args.format != "prometheus":
+        try:
+            if _belongs_to_daemon(args):
+                from gmemd.cli.audit_daemon import audit_by_daemon  # noqa: PLC0415  only there
 
-        return audit_by_daemon(args.socket, args.vm, as_json=args.format == "json")
-    from gmemd.cli.audit_running import look  # noqa: PLC0415  what only an audit here needs
-
-    looked = look(args)
+                return audit_by_daemon(args.socket, args.vm, as_json=args.format == "json")
+        except (NoDaemonError, RefusedError) as error:
+            unasked = error
+    looked = _look(args, unasked)
     if args.format == "prometheus":
         _export(args.output, looked.prometheus())
     elif args.format == "json":
@@ -127,12 +132,23 @@ def _check_options(args: argparse.Namespace) -> None:
         )
 
 
-def _belongs_to_daemon(args: argparse.Namespace) -> bool:
-    """Whether a daemon holds the memory of that VM."""
+def _look(args: argparse.Namespace, unasked: GmemdError | None) -> Looked:
+    """Look at VMs here. ``unasked`` is why no daemon could be asked, if one was to be."""
+    from gmemd.cli.audit_running import look  # noqa: PLC0415  what only an audit here needs
+
     try:
-        vms = call(args.socket, "List")["vms"]
-    except (NoDaemonError, RefusedError):
-        return False
+        return look(args)
+    except NoSuchVmError as error:
+        if unasked is None:
+            raise
+        if isinstance(unasked, RefusedError):
+            raise unasked from error
+        raise NoSuchVmError(f"{error.message}, and {unasked.message}", hint=error.hint) from error
+
+
+def _belongs_to_daemon(args: argparse.Namespace) -> bool:
+    """Whether a daemon holds the memory of that VM. Raises where none can be asked."""
+    vms = call(args.socket, "List")["vms"]
     return any(vm["vm"] == args.vm and vm.get("running") is None for vm in vms)
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gmemd.cli import audit as command
+from gmemd.cli import audit_daemon as by_daemon
 from gmemd.cli.main import main
 from gmemd.daemon.client import CallError, NoDaemonError, RefusedError
 from gmemd.export.snapshot import Snapshot, VmState, snapshot_to_json, vm_to_json
@@ -33,14 +35,18 @@ def audit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def audited(answer: VmStatus | Exception, *arguments: str) -> int:
         def call(_socket: Path, method: str, **parameters: str) -> dict[str, Any]:
-            if isinstance(answer, Exception):
+            if isinstance(answer, NoDaemonError | RefusedError):
                 raise answer
             if method == "List":
-                return snapshot_to_json(Snapshot("0", 0.0, host=host(), vms=(answer,)))
+                known = PLACED if isinstance(answer, Exception) else answer
+                return snapshot_to_json(Snapshot("0", 0.0, host=host(), vms=(known,)))
             assert (method, parameters) == ("Audit", {"vm": "vm"})
+            if isinstance(answer, Exception):
+                raise answer
             return {"vm": vm_to_json(answer)}
 
         monkeypatch.setattr(command, "call", call)
+        monkeypatch.setattr(by_daemon, "call", call)
         return main(["audit", "vm", *arguments])
 
     return audited
@@ -79,7 +85,7 @@ def test_json(audit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
-        (NoDaemonError("no daemon answers", hint="start it"), 4),
+        (NoDaemonError("no daemon answers", hint="start it"), 2),
         (RefusedError("PermissionDenied", {}, "not permitted"), 6),
         (CallError("NotAuditable", {}, "Audit: it is waiting"), 5),
         (CallError("AuditFailed", {}, "Audit: it broke"), 5),
@@ -101,15 +107,51 @@ def test_an_audit_that_takes_its_time_is_waited_for(
     """Without a terminal there is no sign of it."""
     begun, done = threading.Event(), threading.Event()
 
-    def call(_socket: Path, _method: str, **_parameters: str) -> dict[str, Any]:
+    def call(_socket: Path, method: str, **_parameters: str) -> dict[str, Any]:
+        if method == "List":
+            return snapshot_to_json(Snapshot("0", 0.0, host=host(), vms=(PLACED,)))
         begun.set()
         assert done.wait(60)
         return {"vm": vm_to_json(PLACED)}
 
     monkeypatch.setattr(command, "call", call)
-    monkeypatch.setattr(command, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(by_daemon, "call", call)
+    monkeypatch.setattr(by_daemon, "_PATIENCE_SECONDS", 0.0)
     threading.Thread(target=lambda: begun.wait(60) and done.set()).start()
     assert main(["audit", "vm", "--json"]) == 0
     streams = capsys.readouterr()
     assert json.loads(streams.out)["vm"] == "vm"
     assert streams.err == ""
+
+
+def test_a_vm_that_nobody_knows(
+    audit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit(NoDaemonError("no daemon answers"), "--socket", "/nowhere") == 2
+    error = capsys.readouterr().err
+    assert "no running VM is named 'vm', and no daemon answers" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--all", "--output", "x.prom"], "is for --format prometheus"),
+        (["--all", "--format", "prometheus", "--output", "x.txt"], "must end in .prom"),
+        (["--all", "--pid", "3"], "not allowed with"),
+        (["--sample", "0", "--all"], "invalid"),
+        (["--sample", "5", "--full", "--all"], "not allowed with"),
+        ([], "one of the arguments"),
+    ],
+)
+def test_options_that_mean_nothing(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_process_that_is_no_vm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--pid", str(os.getppid())]) == 2
+    assert "is no VM" in capsys.readouterr().err
+    assert main(["audit", "--pid", "4194303"]) == 2
+    assert "there is no process 4194303" in capsys.readouterr().err
