@@ -98,7 +98,8 @@ def read_qemu(argv: Sequence[str]) -> Declaration:
     if memory is not None and not _has_memdev(machine, nodes):
         parts = split_legacy(nodes, memory, problems)
         backends.append(_default_ram(argv, words, machine, memory, parts))
-    guest_nodes = {node.id for node in nodes} | set(owners.values())
+    guest_nodes = {node.id for node in nodes}
+    guest_nodes |= {node for backend in backends for node, _ in backend.parts if node is not None}
     return Declaration(
         vmm="qemu",
         name=readable(merge_groups(words.groups("name", problems)).get("guest")),
