@@ -63,9 +63,15 @@ def exit_code(vms: Sequence[dict[str, Any]]) -> Exit:
         (Exit.HOST, any(vm["state"] == "failed" and not vm["spec_error"] for vm in vms)),
         (Exit.DRIFT, any(drift["drifting"] for drift in drifts)),
         (Exit.USAGE, any(vm["spec_error"] for vm in vms)),
-        (Exit.UNSEEN, any(drift["unknown"] for drift in drifts)),
+        (Exit.UNSEEN, any(drift["unknown"] for drift in drifts) or any(map(_hidden, vms))),
     )
     return next((code for code, holds in conditions if holds), Exit.OK)
+
+
+def _hidden(vm: dict[str, Any]) -> bool:
+    """Whether memory of a running VM was not looked at."""
+    running = vm.get("running")
+    return running is not None and (vm["audit"] is None or running["unknown"] is not None)
 
 
 def _print_all(told: dict[str, Any]) -> None:
@@ -77,8 +83,19 @@ def _print_all(told: dict[str, Any]) -> None:
     for vm in told["vms"]:
         print_vm(out, vm, host_nodes)
         out.print()
+    unseen = told.get("unseen_processes")
     if not told["vms"]:
-        out.print("no VMs: put a spec into vms.d, then `gmemd reload`")
+        out.print(
+            "no VMs: none was found running, and vms.d has no spec"
+            if unseen is not None
+            else "no VMs: put a spec into vms.d, then `gmemd reload`"
+        )
+    if unseen:
+        print_notice(
+            out,
+            f"{unseen} process{'' if unseen == 1 else 'es'} can't be looked into by the daemon and "
+            "may hold VMs: it takes CAP_SYS_PTRACE, as gmemd.service.d/observe.conf gives",
+        )
     if not told["reload_successful"]:
         print_notice(out, f"the last reload was not successful: {told['reload_message']}")
 

@@ -184,6 +184,7 @@ class ListResult(TypedDict):
     reload_successful: bool
     reload_message: str
     audit_interval_seconds: float
+    unseen_processes: int | None
     host_nodes: list[HostNode]
     vms: list[Vm]
 

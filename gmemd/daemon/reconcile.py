@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import gmemd
 from gmemd.audit.scan import AuditStoppedError
 from gmemd.daemon.desired import Change, Desired, compare
+from gmemd.daemon.observer import Observer
 from gmemd.daemon.vm import ManagedVm
 from gmemd.drift.compute import compute_drift
 from gmemd.errors import GmemdError
@@ -22,7 +23,7 @@ from gmemd.memory.errors import ProvisionCancelledError
 from gmemd.plan.checks import check_against_host
 from gmemd.plan.ledger import commitments
 from gmemd.plan.planning import can_spill, plan_vm
-from gmemd.spec.model import waiting_reason
+from gmemd.spec.model import Source, waiting_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -44,7 +45,7 @@ RELEASE_FIRST = "remove the file and reload to release its memory, then put the 
 
 
 class Reconciler:
-    """Holds the VMs. ``snapshot`` is the latest published one, replaced whole.
+    """Holds the VMs, ``observer`` those that were found running; ``snapshot`` is replaced whole.
 
     ``after_pass`` is called at the end of every pass; the longest pause between two is
     ``longest_pause_seconds``.
@@ -76,6 +77,7 @@ class Reconciler:
         self._host: Host | None = None
         self._host_due = 0.0
         self._host_task: asyncio.Task[None] | None = None
+        self.observer = Observer(workers, counters, host=self._known_host, changed=self._wake.set)
         self.snapshot = Snapshot(gmemd.__version__, time.time())
 
     def want(self, desired: Desired) -> None:
@@ -131,7 +133,8 @@ class Reconciler:
             version=gmemd.__version__,
             taken_timestamp=time.time(),
             host=self._host,
-            vms=tuple(self.vms[name].status() for name in sorted(self.vms)),
+            vms=self.observer.beside(vm.status() for vm in self.vms.values()),
+            unseen_processes=self.observer.unseen_processes,
             committed=self._commitments().committed,
             audit_interval_seconds=self.audit_interval_seconds,
             reload_successful=self.reload_successful,
@@ -190,8 +193,19 @@ class Reconciler:
                 vm.enter(VmState.FAILED, str(vm.problem), vm.problem.hint or "")
         elif vm.regions:
             self._keep(vm, spec)
+        elif spec.source is Source.OBSERVE:
+            self._observe(vm, spec)
         else:
             self._bring_about(vm, spec)
+
+    def _observe(self, vm: ManagedVm, spec: VmSpec) -> None:
+        """Tell what a VM waits for that isn't running; of one that is, the observer tells."""
+        if spec != vm.spec:
+            vm.ask(spec)
+        if self.observer.runs(vm.name):
+            vm.enter(VmState.READY)
+        else:
+            self._enter(vm, VmState.WAITING, *self.observer.waiting(spec))
 
     def _bring_about(self, vm: ManagedVm, spec: VmSpec) -> None:
         """Provision a VM that has no memory yet, unless it waits for something."""
@@ -213,7 +227,7 @@ class Reconciler:
             return
         self._counters.forget(vm.name)
         del self.vms[vm.name]
-        log.info("%s: gone", vm.name)
+        log.info("%s: %s", vm.name, "no spec any more" if self.observer.runs(vm.name) else "gone")
 
     def _keep(self, vm: ManagedVm, spec: VmSpec) -> None:
         """Apply what changed in a VM that has memory, else audit it when due."""
@@ -251,6 +265,10 @@ class Reconciler:
         """Go to a state, and log it if it is news."""
         if vm.enter(state, message, hint):
             log.info("%s: %s%s", vm.name, state, f": {message}" if message else "")
+
+    async def _known_host(self) -> Host:
+        """The host's figures as last read, or now."""
+        return self._host or await self._workers.read_host()
 
     async def _refresh_host(self) -> None:
         """Read the host's figures for the snapshot."""
@@ -339,7 +357,7 @@ class Reconciler:
         else:
             vm.audit, vm.audit_error = audit, ""
             self._counters.add_audit(audit)
-            host = self._host or await self._workers.read_host()
+            host = await self._known_host()
             vm.drift = compute_drift(
                 vm.plan, audit, host, achieved=vm.outcomes(), rebound=vm.rebound()
             )
@@ -351,7 +369,7 @@ class Reconciler:
 
     async def _apply(self, vm: ManagedVm, spec: VmSpec) -> None:
         """Take on a changed spec for memory that exists: policies for pages to come, tolerances."""
-        host = self._host or await self._workers.read_host()
+        host = await self._known_host()
         if problems := check_against_host(spec, host):
             vm.postpone(spec, "; ".join(problems))
             return

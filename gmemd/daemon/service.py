@@ -19,7 +19,9 @@ from gmemd.daemon.notify import Notifier, missing_extra, watchdog_seconds
 from gmemd.daemon.reconcile import LONGEST_PASS_SECONDS, Reconciler
 from gmemd.daemon.reloading import config_notes, report, summary
 from gmemd.daemon.transport import Server
+from gmemd.daemon.watched import wanted
 from gmemd.daemon.work import Workers
+from gmemd.errors import GmemdError
 from gmemd.export.http import MetricsServer
 from gmemd.export.instruments import Counters
 from gmemd.plan.admission import Reserve
@@ -125,6 +127,8 @@ class Daemon:
 
     async def audit(self, vm: str) -> VmStatus:
         """Audit a VM now; raises NotAuditable and AuditFailed."""
+        if self._reconciler.observer.runs(vm):
+            return await self._audit_observed(vm)
         managed = await self._reconciler.audit_now(vm)
         if not managed.regions:
             raise NotAuditable(vm=vm, state=str(managed.state), message=managed.message)
@@ -132,13 +136,25 @@ class Daemon:
             raise AuditFailed(vm=vm, message=managed.audit_error, hint=None)
         return managed.status()
 
+    async def _audit_observed(self, name: str) -> VmStatus:
+        """Look at a running VM now; raises NotAuditable and AuditFailed."""
+        reconciler = self._reconciler
+        try:
+            seen = await reconciler.observer.audit_now(name)
+        except GmemdError as error:
+            raise AuditFailed(vm=name, message=error.message, hint=error.hint) from error
+        reconciler.look_at_all()
+        if seen is None:
+            raise NotAuditable(vm=name, state="waiting", message="it runs no more")
+        if seen.audit is None:
+            raise NotAuditable(vm=name, state=str(seen.state), message=seen.message)
+        return self.snapshot.vm(name) or seen
+
     async def _start(self, server: Server, metrics: MetricsServer) -> None:
         """Take on the specs, serve, and say so."""
         desired = await self._workers.read(read_desired, self._config.vms_directories)
         self._log_problems(desired.problems)
-        self._reconciler.want(desired)
-        self._note_reload(desired)
-        self._reconciler.look_at_all()
+        self._want(desired)
         await server.start_serving()
         log.info(
             "serving %s, metrics on %s, %d VMs",
@@ -149,11 +165,14 @@ class Daemon:
         self._notifier.ready()
 
     async def _until_stopped(self) -> None:
-        """Reconcile until a signal says stop, or the loop fails."""
+        """Reconcile and observe until a signal says stop, or the loop fails."""
         loop_task = asyncio.create_task(self._reconciler.run(), name="reconcile")
+        observing = asyncio.create_task(self._reconciler.observer.run(), name="observe")
         stop_task = asyncio.create_task(self._stop.wait(), name="stop")
         await asyncio.wait({loop_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
         stop_task.cancel()
+        self._reconciler.observer.stop()
+        observing.cancel()
         if loop_task.done():
             loop_task.result()
         loop_task.cancel()
@@ -202,10 +221,15 @@ class Daemon:
         self._config = config
         self._reconciler.reserve = _reserve(config)
         self._reconciler.audit_interval_seconds = config.audit.interval_seconds
+        self._want(desired)
+        return result
+
+    def _want(self, desired: Desired) -> None:
+        """Take on specs and the configuration, and publish."""
         self._reconciler.want(desired)
+        self._reconciler.observer.want(wanted(self._config, desired))
         self._note_reload(desired)
         self._reconciler.look_at_all()
-        return result
 
     def _note_reload(self, desired: Desired) -> None:
         """Have the snapshot tell which files were broken, if any."""

@@ -1,4 +1,4 @@
-"""What blocks, in threads: reading the host, provisioning, auditing, giving memory back.
+"""What blocks, in threads: reading the host, provisioning, auditing, observing, giving back.
 
 Each kind has threads of its own, so that a long prefault holds up neither an audit nor a release.
 """
@@ -42,11 +42,19 @@ class Workers:
         self._auditing = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._releasing = ThreadPoolExecutor(2, thread_name_prefix="release")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._observing = ThreadPoolExecutor(1, thread_name_prefix="observe")
+        self._pools = (
+            self._provisioning,
+            self._auditing,
+            self._releasing,
+            self._reading,
+            self._observing,
+        )
         self._features: dict[str, Feature] | None = None
 
     def close(self) -> None:
         """Wait for what runs, and end the threads; what only waits is dropped."""
-        for pool in (self._provisioning, self._auditing, self._releasing, self._reading):
+        for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
 
     async def read_host(self) -> Host:
@@ -59,6 +67,10 @@ class Workers:
     async def read(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run something short that reads files."""
         return await _run(self._reading, partial(function, *args, **kwargs))
+
+    async def observe(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Run something that looks at other processes, one at a time."""
+        return await _run(self._observing, partial(function, *args, **kwargs))
 
     async def provision(
         self,

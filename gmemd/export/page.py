@@ -55,7 +55,7 @@ def _reload_note(snapshot: Snapshot) -> tuple[str, ...]:
 
 def _table(vms: tuple[VmStatus, ...]) -> tuple[str, ...]:
     if not vms:
-        return ("<p>No VMs are known: vms.d holds no specs.</p>",)
+        return ("<p>No VMs are known: none was found running, and vms.d holds no specs.</p>",)
     return (
         '<div class="table"><table>',
         "<caption>VMs; <code>gmemd status</code> here shows where their memory is</caption>",
@@ -81,7 +81,7 @@ def _row(vm: VmStatus) -> str:
 
 
 def _said(vm: VmStatus) -> str:
-    """One line about the VM: its message, else its drift's cause, else that all is well."""
+    """One line about the VM: its message, else its drift's cause, else how well it is."""
     if vm.message:
         return vm.message
     if vm.drifting and vm.drift is not None:
@@ -90,7 +90,11 @@ def _said(vm: VmStatus) -> str:
             f"guest node {node.guest_node} drifts: {node.detail or node.cause or 'cause unknown'}"
             for node in nodes
         )
-    return "placed as specified" if vm.drift is not None else "not audited yet"
+    if vm.drift is None:
+        return "not audited yet"
+    if vm.running is not None and not vm.running.declared_by:
+        return "nothing declares where it should be"
+    return "placed as specified" if vm.running is None else "placed as declared"
 
 
 def _bytes(size: int | None) -> str:

@@ -155,7 +155,8 @@ class Snapshot:
     """Everything the daemon knows at one moment.
 
     ``version`` is gmemd's own. ``committed`` maps host nodes to placeable bytes promised to
-    regions but not yet resident.
+    regions but not yet resident. ``unseen_processes`` may hold VMs and can't be looked into; None
+    where nobody looked for running VMs.
     """
 
     version: str
@@ -167,6 +168,7 @@ class Snapshot:
     reload_successful: bool = True
     reload_success_timestamp: float = 0.0
     reload_message: str = ""
+    unseen_processes: int | None = None
 
     def vm(self, name: str) -> VmStatus | None:
         """The VM of that name, or None."""
@@ -183,6 +185,7 @@ def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
         "reload_successful": snapshot.reload_successful,
         "reload_message": snapshot.reload_message,
         "audit_interval_seconds": snapshot.audit_interval_seconds,
+        "unseen_processes": snapshot.unseen_processes,
         "host_nodes": [
             _host_node_to_json(node, snapshot.committed.get(node.id, 0)) for node in nodes
         ],

@@ -9,7 +9,7 @@ import pytest
 
 from gmemd.cli import status as command
 from gmemd.cli.main import main
-from gmemd.export.snapshot import Snapshot, VmState, VmStatus, snapshot_to_json
+from gmemd.export.snapshot import Running, Snapshot, VmState, VmStatus, snapshot_to_json
 from gmemd.spec.model import Source
 from tests.unit.daemon.vms import MIB, audited_status, guest_node_drift, host
 
@@ -25,6 +25,17 @@ DRIFTING = audited_status(
 UNSEEN = audited_status(guest_node_drift(0, {0: 6 * MIB}, {0}, unknown_bytes=2 * MIB))
 FAILED = VmStatus(
     "full", Source.CREATE, VmState.FAILED, since=0.0, message="node 0 is full", hint="free some"
+)
+FOUND = replace(
+    audited_status(), source=Source.OBSERVE, running=Running(7, "qemu", True, "", "/", 1.0)
+)
+BLOCKED = VmStatus(
+    "web",
+    Source.OBSERVE,
+    VmState.WAITING,
+    since=0.0,
+    message="memory unknown: not permitted",
+    running=Running(8, "qemu", None, "", "/", 1.0, unknown="not_permitted"),
 )
 BROKEN = VmStatus("bad", None, VmState.FAILED, since=0.0, message="bad.yaml:1:1", spec_error=True)
 
@@ -86,6 +97,23 @@ def test_a_failed_reload_is_told_below(show: Callable[..., tuple[int, list[str]]
     ]
 
 
+def test_no_vms_are_said_to_be_none_where_they_were_looked_for(
+    show: Callable[..., tuple[int, list[str]]],
+) -> None:
+    _, lines = show(vms=(), unseen_processes=0)
+    assert lines == ["no VMs: none was found running, and vms.d has no spec"]
+
+
+def test_processes_that_may_hold_vms_are_counted(
+    show: Callable[..., tuple[int, list[str]]],
+) -> None:
+    _, lines = show(vms=(), unseen_processes=1)
+    assert lines[1].startswith("1 process can't be looked into by the daemon and may hold VMs: ")
+    _, lines = show(vms=(FOUND,), unseen_processes=12)
+    assert lines[-1].startswith("12 processes can't be")
+    assert "gmemd.service.d/observe.conf" in lines[-1]
+
+
 def test_one_vm_comes_with_regions_reasons_and_the_audit(
     show: Callable[..., tuple[int, list[str]]],
 ) -> None:
@@ -121,6 +149,10 @@ def test_json_is_what_the_daemon_said(show: Callable[..., tuple[int, list[str]]]
         ((FAILED,), 3),
         ((BROKEN,), 2),
         ((UNSEEN,), 5),
+        ((FOUND,), 0),
+        ((BLOCKED,), 5),
+        ((replace(FOUND, running=replace(FOUND.running, unknown="unreadable")),), 5),
+        ((DRIFTING, BLOCKED), 1),
         ((DRIFTING, FAILED, BROKEN), 3),
         ((DRIFTING, BROKEN, UNSEEN), 1),
     ],

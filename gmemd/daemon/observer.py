@@ -1,0 +1,256 @@
+"""Running VMs in the daemon: found every audit interval, looked at one by one, published.
+
+All state lives on the event loop's thread; finding and looking run in a thread of their own, and
+are spread over the interval. Whatever goes wrong with one VM is that VM's alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import suppress
+from dataclasses import replace
+from threading import Event
+from typing import TYPE_CHECKING
+
+from gmemd.audit.observed import Effort, Unknown
+from gmemd.audit.scan import AuditStoppedError
+from gmemd.daemon.observing import Finder, Found, observe
+from gmemd.daemon.watched import (
+    Wanted,
+    Watched,
+    in_a_daemons_words,
+    remedy,
+    same_process,
+    why_waiting,
+)
+from gmemd.errors import GmemdError
+from gmemd.spec.model import Source
+from gmemd.spec.problems import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from gmemd.daemon.observing import FoundVm
+    from gmemd.daemon.work import Workers
+    from gmemd.export.instruments import Counters
+    from gmemd.export.snapshot import VmStatus
+    from gmemd.host.model import Host
+    from gmemd.spec.model import VmSpec
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE_SECONDS = 0.25
+NEWCOMERS_PAUSE_SECONDS = 0.02
+"""Between VMs that were looked at before, and between those that nothing is known of yet."""
+
+_LOOKED_FOR = ("it is being looked for", "")
+
+
+class Observer:
+    """Holds the VMs that were found running. ``unseen_processes`` may hold more of them.
+
+    ``changed`` is called whenever there is something to publish; ``host`` gives the host.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        counters: Counters,
+        *,
+        host: Callable[[], Awaitable[Host]],
+        changed: Callable[[], None],
+        finder: Finder | None = None,
+    ) -> None:
+        self.unseen_processes: int | None = None
+        self._workers = workers
+        self._counters = counters
+        self._host = host
+        self._changed = changed
+        self._finder = finder
+        self._wanted = Wanted()
+        self._vms: dict[str, Watched] = {}
+        self._waiting: dict[str, tuple[str, str]] = {}
+        self._wake = asyncio.Event()
+        self._stop = Event()
+        self._failure = ""
+
+    def want(self, wanted: Wanted) -> None:
+        """Observe other VMs, or otherwise, from now on."""
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._wake.set()
+
+    def runs(self, name: str) -> bool:
+        """Whether a VM of that name was found running."""
+        return name in self._vms
+
+    def waiting(self, spec: VmSpec) -> tuple[str, str]:
+        """Why there is no running VM for a spec, and what to do."""
+        return self._waiting.get(spec.vm, _LOOKED_FOR)
+
+    def beside(self, managed: Iterable[VmStatus]) -> tuple[VmStatus, ...]:
+        """All VMs by name, the observed ones and those that have a spec; a spec's words count."""
+        found = {name: vm.status for name, vm in self._vms.items()}
+        merged = {name: status for name, status in found.items() if status is not None}
+        for status in managed:
+            seen = merged.get(status.vm)
+            if seen is None or status.source is not Source.OBSERVE:
+                merged[status.vm] = status
+            else:
+                warnings = (*status.warnings, *seen.warnings)
+                merged[status.vm] = replace(seen, spec_error=status.spec_error, warnings=warnings)
+        return tuple(merged[name] for name in sorted(merged))
+
+    async def run(self) -> None:
+        """Find and look, round by round, until cancelled."""
+        while True:
+            self._wake.clear()
+            began = time.monotonic()
+            try:
+                await self._round(self._wanted)
+                self._failure = ""
+            except Exception as error:
+                if self._failure != str(error):
+                    log.exception("looking for running VMs failed")
+                self._failure = str(error)
+            await self._pause(began + self._wanted.interval_seconds - time.monotonic())
+
+    def stop(self) -> None:
+        """End what runs in the thread, at its next chance."""
+        self._stop.set()
+
+    async def audit_now(self, name: str) -> VmStatus | None:
+        """Look at one VM now; None where none of that name runs (any more).
+
+        Raises GmemdError where looking at it failed; what was known of it still is.
+        """
+        vm = self._vms.get(name)
+        if vm is None:
+            return None
+        await self._look(vm, await self._host(), anew=True)
+        if vm.failure:
+            raise GmemdError(vm.failure)
+        return vm.status if self._vms.get(name) is vm else None
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, unless something else is wanted."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._wake.wait()
+
+    async def _round(self, wanted: Wanted) -> None:
+        """Find all, then look at each; new ones first, the others spread over half the interval."""
+        found = Found()
+        if wanted.discovery or wanted.specs:
+            found = await self._workers.observe(self._find, wanted)
+        self._take(found, wanted)
+        self._changed()
+        host = await self._host()
+        spread = wanted.interval_seconds / 2 / max(1, len(self._vms))
+        for vm in sorted(self._vms.values(), key=lambda vm: not vm.news):
+            pause = NEWCOMERS_PAUSE_SECONDS if vm.news else LONGEST_PAUSE_SECONDS
+            if self._vms.get(vm.found.name) is vm:
+                await self._look(vm, host)
+                await self._pause(min(pause, spread))
+            if self._wake.is_set():
+                return
+
+    def _find(self, wanted: Wanted) -> Found:
+        """In the thread: find all VMs, by the names that they have here."""
+        if self._finder is None:
+            self._finder = Finder()
+        return self._finder.find(wanted.specs, wanted.taken)
+
+    def _take(self, found: Found, wanted: Wanted) -> None:
+        """Take on what was found: know the new VMs, and those that are gone no more."""
+        before, self._vms = self._vms, {}
+        for vm in found.vms:
+            if vm.spec is None and not wanted.discovery:
+                continue
+            known = before.get(vm.name)
+            if known is None or not same_process(known.found, vm):
+                self._vms[vm.name] = new = Watched(vm)
+                program = printable(vm.vmm.program)
+                log.info("%s: found running, as pid %d of %s", new.name, vm.vmm.pid, program)
+                continue
+            known.news = known.news or known.found.spec != vm.spec
+            known.found = vm
+            self._vms[vm.name] = known
+        for name, known in before.items():
+            if name not in self._vms:
+                self._log_gone(known)
+        self._waiting = {spec.vm: why_waiting(spec, found) for spec in wanted.specs}
+        if wanted.discovery and found.unseen_processes and not self.unseen_processes:
+            log.info(
+                "%d processes can't be looked into, and may hold VMs (hint: %s)",
+                found.unseen_processes,
+                remedy(),
+            )
+        self.unseen_processes = found.unseen_processes if wanted.discovery else None
+
+    async def _look(self, vm: Watched, host: Host, *, anew: bool = False) -> None:
+        """Look at one VM, and take on what was seen; ``anew``: its process first."""
+        found = vm.found
+        try:
+            seen = await self._workers.observe(self._see, found, host, anew=anew)
+        except AuditStoppedError:
+            return
+        except Exception as error:
+            if not vm.failure:
+                log.exception("%s: looking at it failed", vm.name)
+            self._counters.add_audit_error("failed")
+            vm.failure = str(error) or type(error).__name__
+        else:
+            if seen is None:
+                self._drop(vm)
+                return
+            vm.failure = ""
+            self._note(vm, seen)
+        vm.news = vm.found.spec != found.spec
+        self._changed()
+
+    def _see(self, found: FoundVm, host: Host, *, anew: bool) -> VmStatus | None:
+        """In the thread: how a VM is; None where it isn't what it was found to be any more."""
+        if anew and self._finder is not None:
+            again = self._finder.find_pid(found.vmm.pid)
+            if again is None or not same_process(again, found):
+                return None
+            found = replace(found, vmm=again.vmm, declaration=again.declaration)
+        effort = Effort(self._wanted.sample_pages, random.Random(), self._stop)  # noqa: S311  a sample, no secret
+        seen = observe(found, host, effort)
+        gone = seen.running is not None and seen.running.unknown == Unknown.GONE
+        return None if gone else seen
+
+    def _drop(self, vm: Watched) -> None:
+        """Know a VM no more that ended while it was looked at."""
+        if self._vms.get(vm.found.name) is vm:
+            del self._vms[vm.found.name]
+            self._log_gone(vm)
+            if vm.found.spec is not None:
+                self._waiting[vm.found.name] = why_waiting(vm.found.spec, Found())
+            self._changed()
+
+    def _note(self, vm: Watched, seen: VmStatus) -> None:
+        """Take on what was seen of a VM; say so where it is news."""
+        before = vm.seen
+        if before is not None:
+            since = before.since if before.state is seen.state else time.time()
+            seen = replace(seen, since=since)
+        vm.seen = seen = in_a_daemons_words(seen)
+        if seen.audit is not None:
+            self._counters.add_audit(seen.audit)
+        if before is not None and before.state is seen.state:
+            return
+        if seen.drifting:
+            log.warning("%s: drifts: %s", vm.name, seen.message)
+        elif seen.message:
+            log.info("%s: %s", vm.name, seen.message)
+        elif before is not None:
+            log.info("%s: %s", vm.name, seen.state)
+
+    def _log_gone(self, vm: Watched) -> None:
+        self._counters.forget(vm.found.name)
+        log.info("%s: gone", vm.name)
