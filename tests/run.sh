@@ -9,4 +9,4 @@ setup_test
 setup_lab
 cd "$repository"
 export PATH=$venv/bin:$PATH
-exec "$python" -m pytest tests/unit tests/kernel tests/numa tests/service "$@"
+exec "$python" -m pytest tests/unit tests/kernel tests/bench tests/numa tests/service "$@"

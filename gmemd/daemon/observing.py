@@ -5,6 +5,7 @@ Everything here blocks, and nothing needs a spec, a daemon or a descriptor that 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,7 @@ def _described(
     described = []
     for vmm in found.vmms:
         kind = vmm_kind(vmm.argv[0] if vmm.argv else "") or vmm_kind(vmm.program)
-        declaration = read_command_line(kind, vmm.argv)
+        declaration = read_command_line(kind, vmm.argv, machine=os.uname().machine)
         if only is not None or not is_no_vm(vmm, declaration):
             described.append((vmm, declaration))
     return described, found.unseen
