@@ -6,12 +6,15 @@ As a program it is that process; commands and answers are lines of JSON.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import mmap
 import os
 import signal
+import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,6 +41,21 @@ _libc.mmap.argtypes = [
 for _name in ("munmap", "mprotect", "madvise"):
     getattr(_libc, _name).argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.munmap.argtypes = _libc.munmap.argtypes[:2]
+_libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+_libc.syscall.restype = ctypes.c_long
+
+_COUNTED = ("Rss:", "Anonymous:", "AnonHugePages:", "Swap:", "HugetlbPages:", "VmPTE:")
+
+_KVM_CREATE_VM = 0xAE01
+_SYS_USERFAULTFD = 323 if os.uname().machine == "x86_64" else 282
+_UFFD_API = 0xAA
+_UFFD_FEATURE_MISSING_SHMEM = 1 << 5
+_UFFDIO_API = 0xC018AA3F
+_UFFDIO_REGISTER = 0xC020AA00
+_UFFDIO_REGISTER_MODE_MISSING = 1
+_UFFDIO_COPY = 0xC028AA03
+_UFFD_EVENT_PAGEFAULT = 0x12
+_UFFD_MESSAGE = struct.Struct("=B7xQQ8x")
 
 
 class Target:
@@ -90,11 +108,14 @@ class Target:
             pipe.close()
 
     def rollup(self) -> dict[str, int]:
-        """What the kernel counts of its memory, in bytes: Rss, Pss, Swap, …, and page tables."""
-        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()[1:]
-        status = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        lines += [line for line in status if line.startswith(("VmPTE", "HugetlbPages"))]
-        return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        """What the kernel counts of its memory, in bytes, whatever other processes do."""
+        files = (Path(f"/proc/{self.pid}/{name}") for name in ("smaps_rollup", "status"))
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        return {
+            line.split(":")[0]: int(line.split()[1]) * 1024
+            for line in lines
+            if line.startswith(_COUNTED)
+        }
 
 
 def anonymous(length: int) -> int:
@@ -146,8 +167,13 @@ def touch(address: int, pages: int = 1, step: int = PAGE) -> None:
 
 
 def read(address: int, pages: int = 1, step: int = PAGE) -> list[int]:
-    """The first byte of each page."""
-    return [ctypes.c_ubyte.from_address(address + page * step).value for page in range(pages)]
+    """The first byte of each page; other threads go on, so that one of them may serve its fault."""
+    byte = ctypes.create_string_buffer(1)
+    found = []
+    for page in range(pages):
+        _libc.memcpy(byte, address + page * step, 1)
+        found.append(byte.raw[0])
+    return found
 
 
 def fill(address: int, length: int) -> None:
@@ -157,6 +183,48 @@ def fill(address: int, length: int) -> None:
 
 def write_file(fd: int, offset: int, length: int) -> None:
     os.pwrite(fd, bytes(length), offset)
+
+
+def open_vm() -> int:
+    """A KVM VM without vCPUs; its fd."""
+    return fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), _KVM_CREATE_VM, 0)
+
+
+def await_pages(address: int, length: int) -> None:
+    """Memory whose pages come when they are touched, as in a migration's postcopy.
+
+    Each is filled with `page_content` of its number, by a thread that writes down which.
+    """
+    uffd = _libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC)
+    fcntl.ioctl(uffd, _UFFDIO_API, struct.pack("=QQQ", _UFFD_API, _UFFD_FEATURE_MISSING_SHMEM, 0))
+    mode = _UFFDIO_REGISTER_MODE_MISSING
+    fcntl.ioctl(uffd, _UFFDIO_REGISTER, struct.pack("=QQQQ", address, length, mode, 0))
+    threading.Thread(target=_serve_faults, args=(uffd, address), daemon=True).start()
+
+
+def served() -> list[int]:
+    """The numbers of the pages that were waited for, in order."""
+    return _served
+
+
+def page_content(page: int) -> int:
+    """The byte that a page which is waited for is full of; never 0."""
+    return page % 251 + 1
+
+
+_served: list[int] = []
+
+
+def _serve_faults(uffd: int, address: int) -> None:
+    while True:
+        event, _, touched = _UFFD_MESSAGE.unpack(os.read(uffd, _UFFD_MESSAGE.size))
+        assert event == _UFFD_EVENT_PAGEFAULT
+        page = (touched - address) // PAGE
+        _served.append(page)
+        content = ctypes.create_string_buffer(bytes([page_content(page)]) * PAGE, PAGE)
+        source = ctypes.addressof(content)
+        request = struct.pack("=QQQQq", address + page * PAGE, source, PAGE, 0, 0)
+        fcntl.ioctl(uffd, _UFFDIO_COPY, request)
 
 
 def _mmap(length: int, flags: int, fd: int = -1, offset: int = 0) -> int:
