@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -44,7 +45,7 @@ _libc.munmap.argtypes = _libc.munmap.argtypes[:2]
 _libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 _libc.syscall.restype = ctypes.c_long
 
-_COUNTED = ("Rss:", "Anonymous:", "AnonHugePages:", "Swap:", "HugetlbPages:", "VmPTE:")
+_COUNTED = ("Rss:", "Anonymous:", "AnonHugePages:", "Shared_Hugetlb:", "Private_Hugetlb:", "Swap:")
 
 _KVM_CREATE_VM = 0xAE01
 _SYS_USERFAULTFD = 323 if os.uname().machine == "x86_64" else 282
@@ -107,15 +108,18 @@ class Target:
             assert pipe is not None
             pipe.close()
 
-    def rollup(self) -> dict[str, int]:
-        """What the kernel counts of its memory, in bytes, whatever other processes do."""
-        files = (Path(f"/proc/{self.pid}/{name}") for name in ("smaps_rollup", "status"))
-        lines = [line for file in files for line in file.read_text().splitlines()]
-        return {
-            line.split(":")[0]: int(line.split()[1]) * 1024
-            for line in lines
-            if line.startswith(_COUNTED)
-        }
+    def resident(self, *ranges: tuple[int, int]) -> dict[str, int]:
+        """What the kernel counts in the mappings within ranges (address, length), in bytes."""
+        counted: Counter[str] = Counter()
+        within = False
+        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
+            key, *values = line.split()
+            if not key.endswith(":"):
+                start, end = (int(edge, 16) for edge in key.split("-"))
+                within = any(at <= start and end <= at + length for at, length in ranges)
+            elif within and key in _COUNTED:
+                counted[key] += int(values[0]) * 1024
+        return dict(counted)
 
 
 def anonymous(length: int) -> int:

@@ -40,7 +40,7 @@ def audit(
     **options: object,
 ) -> RegionAudit:
     """An audit of the ranges, after which the process' memory is what it was before."""
-    before = target.rollup()
+    before = target.resident(*ranges)
     found = audit_range(
         target.pid,
         ranges,
@@ -51,7 +51,7 @@ def audit(
         rng=Random(seed),
         **options,
     )
-    assert target.rollup() == before
+    assert target.resident(*ranges) == before
     assert (found.guest_node, found.index, found.page_size) == (3, 1, page_size)
     assert sum(found.by_node.values()) + found.unknown_bytes == found.resident_bytes
     assert all(held % page_size == 0 for held in found.by_node.values())
@@ -127,7 +127,7 @@ def test_the_interval_holds_the_truth_in_repeated_trials(target: Target) -> None
 def test_transparent_huge_pages_count_their_bytes(target: Target) -> None:
     memory = target.call("transparent_huge", SIZE)
     target.call("touch", memory, 3, 2 * HUGE)
-    if target.rollup()["AnonHugePages"] != 3 * HUGE:
+    if target.resident((memory, SIZE))["AnonHugePages:"] != 3 * HUGE:
         pytest.skip("the kernel gave no huge pages")
     assert audit(target, (memory, SIZE)).resident_bytes == 3 * HUGE
     assert holds(audit(target, (memory, SIZE), sample_pages=500), 3 * 512)
@@ -165,13 +165,12 @@ def test_what_exists_and_is_not_mapped_is_unknown(target: Target) -> None:
     target.call("write_file", fd, 0, 3 * MIB)
     memory = target.call("map_file", fd, SIZE)
     target.call("touch", memory + 8 * MIB, 256)
-    mapped = target.rollup()["Rss"]
     found = audit(target, (memory, SIZE), allocated_bytes=4 * MIB)
     assert sum(found.by_node.values()) == MIB
     assert (found.resident_bytes, found.unknown_bytes) == (4 * MIB, 3 * MIB)
     assert found.unknown_reason == "allocated, but not mapped by the VMM"
     assert audit(target, (memory, SIZE), allocated_bytes=MIB).unknown_reason == ""
-    assert target.rollup()["Rss"] == mapped
+    assert target.resident((memory, SIZE))["Rss:"] == MIB
 
 
 def test_of_a_sample_only_what_is_beyond_chance_is_not_mapped(target: Target) -> None:
