@@ -123,9 +123,9 @@ def audit_observed(
         regions = work.audit_regions(vm.regions)
         unmatched = work.audit_unmatched(vm.unmatched)
     except VmGoneError:
-        return ObservedAudit(None, nothing, (_gone(vm.vmm),))
+        return ObservedAudit(None, nothing, (gone(vm.vmm),))
     if start_ticks(vm.vmm.pid) != vm.vmm.start_ticks:
-        return ObservedAudit(None, nothing, (_gone(vm.vmm),))
+        return ObservedAudit(None, nothing, (gone(vm.vmm),))
     audit = VmAudit(
         vm=vm.name,
         started_timestamp=started,
@@ -137,7 +137,8 @@ def audit_observed(
     return ObservedAudit(audit if seen else None, tuple(unmatched), tuple(work.unseen))
 
 
-def _gone(vmm: VmmProcess) -> Unseen:
+def gone(vmm: VmmProcess) -> Unseen:
+    """What there is to say of a process that isn't there any more."""
     return Unseen(Unknown.GONE, f"pid {vmm.pid} ended, or became another program, meanwhile")
 
 
@@ -146,7 +147,7 @@ def _out_of_reach(vmm: VmmProcess) -> Unseen | None:
     if vmm.blocked:
         return Unseen(Unknown.NOT_PERMITTED, vmm.blocked, vmm.hint)
     if start_ticks(vmm.pid) != vmm.start_ticks:
-        return _gone(vmm)
+        return gone(vmm)
     try:
         migrating = vmm.userfaultfd or holds_userfaultfd(vmm.pid)
     except PermissionError:
@@ -154,7 +155,7 @@ def _out_of_reach(vmm: VmmProcess) -> Unseen | None:
             Unknown.NOT_PERMITTED, f"not permitted to look into pid {vmm.pid}", to_see_it()
         )
     except (OSError, ProcfsError):
-        return _gone(vmm)
+        return gone(vmm)
     if migrating:
         return Unseen(
             Unknown.MIGRATING,
@@ -220,7 +221,7 @@ class _Work:
             return self._audit_mapped(extents, guest_node, index, pages)
         except KernelError as error:
             if error.errno == errno.ESRCH:
-                raise VmGoneError(_gone(self._vmm).message) from error
+                raise VmGoneError(gone(self._vmm).message) from error
             denied = error.errno in (errno.EPERM, errno.EACCES)
             reason = Unknown.NOT_PERMITTED if denied else Unknown.UNREADABLE
             hint = to_see_it() if denied else error.hint or ""
@@ -291,7 +292,7 @@ def _taken(vmm: VmmProcess, piece: Piece) -> Iterator[int]:
     pidfd = pidfd_open(vmm.pid)
     try:
         if start_ticks(vmm.pid) != vmm.start_ticks:
-            raise VmGoneError(_gone(vmm).message)
+            raise VmGoneError(gone(vmm).message)
         fd = pidfd_getfd(pidfd, piece.fds[0])
         try:
             found = os.fstat(fd)

@@ -13,7 +13,7 @@ from gmemd.audit.observed import Effort, Unknown
 from gmemd.cli.audit import NoSuchVmError
 from gmemd.cli.figures import estimate, percent
 from gmemd.cli.output import console
-from gmemd.daemon.observing import Finder, Found, FoundVm, observe
+from gmemd.daemon.observing import Finder, Found, FoundVm
 from gmemd.export.snapshot import JSON_VERSION, Snapshot, vm_to_json
 from gmemd.export.textfile import render_textfile
 from gmemd.host.reading import read_host
@@ -152,7 +152,7 @@ def look(args: argparse.Namespace) -> Looked:
         )
         for vm in found.vms:
             enter(vm)
-            status = observe(vm, host, effort)
+            status = finder.observe(vm, host, effort)
             if status.running is not None and status.running.unknown == Unknown.GONE:
                 ended.append(vm.name)
             else:

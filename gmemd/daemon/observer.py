@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from gmemd.audit.observed import Effort, Unknown
 from gmemd.audit.scan import AuditStoppedError
-from gmemd.daemon.observing import Finder, Found, observe
+from gmemd.daemon.observing import Finder, Found
 from gmemd.daemon.watched import (
     Wanted,
     Watched,
@@ -130,7 +130,7 @@ class Observer:
         vm = self._vms.get(name)
         if vm is None:
             return None
-        await self._look(vm, await self._host(), anew=True)
+        await self._look(vm, await self._host())
         if vm.failure:
             raise GmemdError(vm.failure)
         return vm.status if self._vms.get(name) is vm else None
@@ -191,11 +191,11 @@ class Observer:
             )
         self.unseen_processes = found.unseen_processes if wanted.discovery else None
 
-    async def _look(self, vm: Watched, host: Host, *, anew: bool = False) -> None:
-        """Look at one VM, and take on what was seen; ``anew``: its process first."""
+    async def _look(self, vm: Watched, host: Host) -> None:
+        """Look at one VM, and take on what was seen."""
         found = vm.found
         try:
-            seen = await self._workers.observe(self._see, found, host, anew=anew)
+            seen = await self._workers.observe(self._see, found, host)
         except AuditStoppedError:
             return
         except Exception as error:
@@ -212,15 +212,12 @@ class Observer:
         vm.news = vm.found.spec != found.spec
         self._changed()
 
-    def _see(self, found: FoundVm, host: Host, *, anew: bool) -> VmStatus | None:
+    def _see(self, found: FoundVm, host: Host) -> VmStatus | None:
         """In the thread: how a VM is; None where it isn't what it was found to be any more."""
-        if anew and self._finder is not None:
-            again = self._finder.find_pid(found.vmm.pid)
-            if again is None or not same_process(again, found):
-                return None
-            found = replace(found, vmm=again.vmm, declaration=again.declaration)
+        if self._finder is None:
+            self._finder = Finder()
         effort = Effort(self._wanted.sample_pages, random.Random(), self._stop)  # noqa: S311  a sample, no secret
-        seen = observe(found, host, effort)
+        seen = self._finder.observe(found, host, effort)
         gone = seen.running is not None and seen.running.unknown == Unknown.GONE
         return None if gone else seen
 

@@ -10,11 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gmemd.audit.observed import audit_observed, read_policies
+from gmemd.audit.observed import (
+    ObservedAudit,
+    Unknown,
+    Unseen,
+    audit_observed,
+    gone,
+    read_policies,
+)
 from gmemd.drift.compute import compute_drift
 from gmemd.drift.rivals import as_unknown, misled
 from gmemd.export.snapshot import RegionStatus, Running, Unmatched, VmState, VmStatus
 from gmemd.host.vms.finding import VmmFinder
+from gmemd.plan.matching import LEAST_GUEST_BYTES
 from gmemd.plan.observed import is_no_vm, plan_observed, unique_names
 from gmemd.spec.model import Source
 from gmemd.spec.vmm.reading import read_command_line, vmm_kind
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from gmemd.audit.model import PolicyRead, VmAudit
-    from gmemd.audit.observed import Effort, ObservedAudit
+    from gmemd.audit.observed import Effort
     from gmemd.drift.model import VmDrift
     from gmemd.host.model import Host
     from gmemd.host.vms.model import VmmProcess
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
     from gmemd.spec.declared import Declaration
     from gmemd.spec.model import Match, VmSpec
 
+ATTEMPTS = 3
+CHANGING = "its mappings changed while they were looked at, again and again"
 DECLARES_NOTHING = "nothing declares where its memory should be: shown as it is"
 
 
@@ -71,6 +81,45 @@ class Finder:
         for vmm, declaration in _described(self.processes, only=pid)[0]:
             return FoundVm(unique_names([(vmm, declaration)])[0], vmm, declaration)
         return None
+
+    def observe(self, found: FoundVm, host: Host, effort: Effort) -> VmStatus:
+        """Look where a VM's memory is now, as `observe` does.
+
+        Its process is looked at before, as it may have other mappings than when it was found, and
+        again afterwards: had they changed meanwhile, the pages might be other memory's.
+        """
+        now = self._again(found)
+        for _ in range(ATTEMPTS):
+            if now is None:
+                return _unseen(found, host, gone(found.vmm))
+            status = observe(now, host, effort)
+            before, now = now, self._again(found)
+            if now is not None and _memory(before.vmm) == _memory(now.vmm):
+                return status
+        return _unseen(found, host, Unseen(Unknown.UNREADABLE, CHANGING))
+
+    def _again(self, found: FoundVm) -> FoundVm | None:
+        """The VM as it is now; None if its process ended, or is another program by now."""
+        for vmm, declaration in _described(self.processes, only=found.vmm.pid)[0]:
+            if (vmm.start_ticks, vmm.argv) == (found.vmm.start_ticks, found.vmm.argv):
+                return replace(found, vmm=vmm, declaration=declaration)
+        return None
+
+
+def _memory(vmm: VmmProcess) -> list[tuple[object, ...]]:
+    """What of a process' large mappings decides whose pages they show."""
+    return [
+        (piece.address, piece.size_bytes, piece.inode, piece.offset, piece.shared)
+        for piece in vmm.pieces
+        if piece.size_bytes >= LEAST_GUEST_BYTES
+    ]
+
+
+def _unseen(found: FoundVm, host: Host, unseen: Unseen) -> VmStatus:
+    """What is known of a VM whose memory wasn't looked at."""
+    vm = plan_observed(found.name, found.vmm, found.declaration, host, spec=found.spec)
+    nothing = tuple(None for _ in vm.unmatched)
+    return _status(vm, ObservedAudit(None, nothing, (unseen,)), None, None)
 
 
 def _described(

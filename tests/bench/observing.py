@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from gmemd.audit.observed import Effort
-from gmemd.daemon.observing import Finder, observe
+from gmemd.daemon.observing import Finder
 from gmemd.host.reading import read_host
 from tests.bench.target import Latency, running
 
@@ -85,12 +85,13 @@ def _median(latencies: list[Latency]) -> Latency:
 def _look(target: Target, sample_pages: int | None) -> Callable[[], None]:
     """An audit of a VM that was found already, as the daemon's and the command's are."""
     host = read_host(probe=False)
-    found = Finder().find_pid(target.pid)
+    finder = Finder()
+    found = finder.find_pid(target.pid)
     assert found is not None
     effort = Effort(sample_pages, random.Random(7))
 
     def look() -> None:
-        status = observe(found, host, effort)
+        status = finder.observe(found, host, effort)
         assert status.audit is not None
         assert status.audit.regions
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gmemd.daemon import observer as module
 from gmemd.daemon.client import CallError, call
 from gmemd.daemon.observer import Observer
-from gmemd.daemon.observing import observe
+from gmemd.daemon.observing import Finder
 from gmemd.daemon.watched import Wanted
 from gmemd.daemon.work import Workers
 from gmemd.export.instruments import Counters
@@ -305,23 +304,29 @@ def test_many_vms_hold_up_nobody(daemon: Daemon) -> None:
 
 
 def test_what_goes_wrong_with_one_vm_is_that_vms_alone(
-    vm_name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    vm_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = f"{vm_name}-bad"
     broken = True
 
-    def failing(found: FoundVm, host: Host, effort: Effort) -> VmStatus:
-        if found.name == bad and broken:
-            raise ZeroDivisionError("no reason")
-        return observe(found, host, effort)
+    class Failing(Finder):
+        def observe(self, found: FoundVm, host: Host, effort: Effort) -> VmStatus:
+            if found.name == bad and broken:
+                raise ZeroDivisionError("no reason")
+            return super().observe(found, host, effort)
 
-    monkeypatch.setattr(module, "observe", failing)
     counters = Counters()
 
     async def watch() -> None:
         nonlocal broken
         workers = Workers()
-        watcher = Observer(workers, counters, host=workers.read_host, changed=lambda: None)
+        watcher = Observer(
+            workers,
+            counters,
+            host=workers.read_host,
+            changed=lambda: None,
+            finder=Failing(),
+        )
         watcher.want(Wanted(discovery=True, interval_seconds=0.2))
         task = asyncio.create_task(watcher.run())
         try:
