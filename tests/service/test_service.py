@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import subprocess
 import time
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
-SMALL_NODE = 3
 SPILL = 96 * MIB
 
 
@@ -27,26 +25,15 @@ def service() -> Iterator[None]:
     unit.install()
     unit.clear_specs()
     unit.write_spec("web-01")
-    too_much = (unit.total_bytes(SMALL_NODE) + SPILL) // MIB
-    unit.write_spec("db-01", memory=f"{too_much}MiB", host_node=SMALL_NODE, policy="preferred")
+    unit.write_spilling_spec("db-01", SPILL)
     unit.start()
     yield
     unit.stop()
     unit.clear_specs()
 
 
-def get(address: str, path: str) -> str:
-    connection = http.client.HTTPConnection(address, timeout=60)
-    connection.request("GET", path)
-    response = connection.getresponse()
-    body = response.read().decode()
-    connection.close()
-    assert response.status == 200, body
-    return body
-
-
 def metrics() -> str:
-    return get("127.0.0.1:9989", "/metrics")
+    return unit.get("127.0.0.1:9989", "/metrics")
 
 
 def test_units_are_clean() -> None:
@@ -125,7 +112,7 @@ def ask(address: str, query: str) -> list[dict[str, dict[str, str]]]:
     deadline = time.monotonic() + unit.PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
-            answer = json.loads(get(address, f"/api/v1/query?query={quote(query)}"))
+            answer = json.loads(unit.get(address, f"/api/v1/query?query={quote(query)}"))
         except (OSError, AssertionError):
             answer = {"data": {"result": []}}
         if answer["data"]["result"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ SPECS = Path("/etc/gmemd/vms.d")
 RUNTIME_SPECS = Path("/run/gmemd/vms.d")
 DROP_INS = Path("/run/systemd/system/gmemd.service.d")
 PATIENCE_SECONDS = 240
+SMALL_NODE = 3
 
 SPEC = """\
 version: 1
@@ -77,6 +79,12 @@ def write_spec(
     return path
 
 
+def write_spilling_spec(vm: str, spill_bytes: int) -> None:
+    """Write the spec of a VM that prefers a host node smaller than it by that much."""
+    size = total_bytes(SMALL_NODE) + spill_bytes
+    write_spec(vm, memory=f"{size >> 20}MiB", host_node=SMALL_NODE, policy="preferred")
+
+
 def clear_specs() -> None:
     """Leave no VM specs anywhere."""
     for directory in (SPECS, RUNTIME_SPECS):
@@ -133,6 +141,17 @@ def wait_until_gone(vm: str) -> None:
             return
         time.sleep(0.5)
     raise AssertionError(f"{vm} is still there: {vms()[vm]}\n{journal()}")
+
+
+def get(address: str, path: str) -> str:
+    """What an HTTP server answers to a GET, which has to be a success."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    body = response.read().decode()
+    connection.close()
+    assert response.status == 200, body
+    return body
 
 
 def free_bytes(node: int) -> int:
