@@ -12,6 +12,7 @@ import gmemd
 from gmemd.audit.observed import Effort, Unknown
 from gmemd.cli.audit import NoSuchVmError
 from gmemd.cli.figures import estimate, percent
+from gmemd.cli.lines import print_line
 from gmemd.cli.output import console
 from gmemd.daemon.observing import Finder, Found, FoundVm
 from gmemd.export.snapshot import JSON_VERSION, Snapshot, vm_to_json
@@ -95,12 +96,12 @@ class Looked:
             print_vm(out, vm, host_nodes, detailed=not self.whole_host)
             out.print()
         if self.whole_host:
-            out.print(self._summary(), soft_wrap=True)
+            print_line(out, self._summary())
         if self.unseen_processes and self.whole_host:
-            out.print(
+            print_line(
+                out,
                 f"{_processes(self.unseen_processes)} could not be looked into and may hold VMs: "
                 f"{to_see_it()}",
-                soft_wrap=True,
             )
 
     def _summary(self) -> str:

@@ -249,10 +249,10 @@ def _cell(guest_node: Mapping[str, Any], node: int, *, between: str) -> str | Te
     if not size:
         return "0" if allowed else "-"
     words = f"{_about(drift, size)}{between}{percent(size / drift['resident'])}"
+    if not drift["declared"] or not (allowed or drift["misplaced"]):
+        return words
     if allowed:
         return Text(words, style="green")
-    if not drift["misplaced"]:
-        return words
     return _marked(words)
 
 
