@@ -54,6 +54,7 @@ CONFIG = """\
 version: 1
 vms_directories: [{directory}/vms.d]
 socket: {directory}/io.gmemd
+discovery: false
 metrics: {{listen: ["{address}"]}}
 audit: {{interval: 10s}}
 """

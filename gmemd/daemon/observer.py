@@ -185,7 +185,7 @@ class Observer:
         self._waiting = {spec.vm: why_waiting(spec, found) for spec in wanted.specs}
         if wanted.discovery and found.unseen_processes and not self.unseen_processes:
             log.info(
-                "%d processes can't be looked into, and may hold VMs (hint: %s)",
+                "processes that can't be looked into, and may hold VMs: %d (hint: %s)",
                 found.unseen_processes,
                 remedy(),
             )

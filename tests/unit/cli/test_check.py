@@ -63,7 +63,7 @@ def test_the_examples_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         lines[1] == f"{ROOT}/config/vms.d/four-nodes.yaml: valid: four-nodes, 2 guest nodes, 64GiB"
     )
-    assert lines[-1] == "5 files checked: all valid."
+    assert lines[-1] == "6 files checked: all valid."
 
 
 def test_a_problem_is_shown_in_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,8 @@ def test_all_keys() -> None:
         b"version: 1\nvms_directories: /srv/vms\nsocket: /tmp/s\n"
         b"metrics: {listen: [':9989', '[::1]:1', 'localhost:0']}\n"
         b"discovery: false\n"
-        b"audit: {interval: 1.5m, sample: 4096}\nadmission: {reserve: 0.5%, reserve_minimum: 1GiB}\n",
+        b"audit: {interval: 1.5m, sample: 4096}\n"
+        b"admission: {reserve: 0.5%, reserve_minimum: 1GiB}\n",
         file="g.yaml",
     )
     assert config.vms_directories == (Path("/srv/vms"),)

@@ -77,7 +77,8 @@ def test_examples_are_valid_for_both(path: Path) -> None:
 
 
 def test_the_examples_are_these() -> None:
-    assert {path.stem for path in EXAMPLES} == {"two-nodes", "four-nodes", "hugepages", "regions"}
+    names = {"two-nodes", "four-nodes", "hugepages", "observed", "regions"}
+    assert {path.stem for path in EXAMPLES} == names
 
 
 def test_the_example_configuration_is_valid() -> None:
