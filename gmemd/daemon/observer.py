@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ from gmemd.spec.model import Source
 from gmemd.spec.problems import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from gmemd.daemon.observing import FoundVm
     from gmemd.daemon.work import Workers
@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 LONGEST_PAUSE_SECONDS = 0.25
 NEWCOMERS_PAUSE_SECONDS = 0.02
 """Between VMs that were looked at before, and between those that nothing is known of yet."""
+
+SLOW_SECONDS = 30.0
+"""Longer than any look takes, unless a process that is looked at is stuck in the kernel."""
 
 _LOOKED_FOR = ("it is being looked for", "")
 
@@ -145,7 +148,8 @@ class Observer:
         """Find all, then look at each; new ones first, the others spread over half the interval."""
         found = Found()
         if wanted.discovery or wanted.specs:
-            found = await self._workers.observe(self._find, wanted)
+            with _noting("looking for running VMs"):
+                found = await self._workers.observe(self._find, wanted)
         self._take(found, wanted)
         self._changed()
         host = await self._host()
@@ -195,7 +199,8 @@ class Observer:
         """Look at one VM, and take on what was seen."""
         found = vm.found
         try:
-            seen = await self._workers.observe(self._see, found, host)
+            with _noting(f"looking at {vm.name}"):
+                seen = await self._workers.observe(self._see, found, host)
         except AuditStoppedError:
             return
         except Exception as error:
@@ -251,3 +256,16 @@ class Observer:
     def _log_gone(self, vm: Watched) -> None:
         self._counters.forget(vm.found.name)
         log.info("%s: gone", vm.name)
+
+
+@contextmanager
+def _noting(what: str) -> Iterator[None]:
+    """Say so if something takes very long: all that is behind it waits."""
+    words = "%s takes more than %d s: a process may be stuck in the kernel"
+    slow = asyncio.get_running_loop().call_later(
+        SLOW_SECONDS, log.warning, words, what, SLOW_SECONDS
+    )
+    try:
+        yield
+    finally:
+        slow.cancel()

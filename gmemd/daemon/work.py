@@ -6,10 +6,13 @@ Each kind has threads of its own, so that a long prefault holds up neither an au
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gmemd.audit.vm import audit_vm
@@ -27,7 +30,11 @@ if TYPE_CHECKING:
     from gmemd.plan.admission import Reserve
     from gmemd.plan.model import RegionPlan, VmPlan
 
+log = logging.getLogger(__name__)
+
 MOST_PROVISIONING = 4
+EXPENDABLE_SECONDS = 2.0
+"""How long the end waits for a look at other processes: one that is stopped ends in less."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -42,19 +49,13 @@ class Workers:
         self._auditing = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._releasing = ThreadPoolExecutor(2, thread_name_prefix="release")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
-        self._observing = ThreadPoolExecutor(1, thread_name_prefix="observe")
-        self._pools = (
-            self._provisioning,
-            self._auditing,
-            self._releasing,
-            self._reading,
-            self._observing,
-        )
+        self._observing = _Expendable("observe")
         self._features: dict[str, Feature] | None = None
 
     def close(self) -> None:
         """Wait for what runs, and end the threads; what only waits is dropped."""
-        for pool in self._pools:
+        self._observing.close()
+        for pool in (self._provisioning, self._auditing, self._releasing, self._reading):
             pool.shutdown(wait=True, cancel_futures=True)
 
     async def read_host(self) -> Host:
@@ -70,7 +71,7 @@ class Workers:
 
     async def observe(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run something that looks at other processes, one at a time."""
-        return await _run(self._observing, partial(function, *args, **kwargs))
+        return await self._observing.run(partial(function, *args, **kwargs))
 
     async def provision(
         self,
@@ -109,6 +110,46 @@ class Workers:
         """Give regions that exist a changed plan, for the pages still to come."""
         for region, plan in changes:
             await _run(self._releasing, partial(rebind, region, plan))
+
+
+class _Expendable:
+    """A thread that the daemon's end doesn't wait for if it hangs.
+
+    Reading the /proc of a process that is stuck in the kernel takes as long as that is.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Callable[[], _R]) -> _R:
+        """Give what the work gives, once all that was asked for before is done."""
+        done: Future[_R] = Future()
+
+        def do() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001  it is the caller's
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+        self._work.put(do)
+        return await asyncio.wrap_future(done)
+
+    def close(self) -> None:
+        """Wait a moment for what runs."""
+        self._work.put(None)
+        self._thread.join(EXPENDABLE_SECONDS)
+        if self._thread.is_alive():
+            log.warning("a look at other processes hangs; it is left behind")
+
+    def _serve(self) -> None:
+        while (do := self._work.get()) is not None:
+            do()
 
 
 async def _run(pool: ThreadPoolExecutor, work: Callable[[], _R]) -> _R:
