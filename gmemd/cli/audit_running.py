@@ -258,7 +258,8 @@ def _progress(
     try:
         yield advance, enter
     finally:
-        bar.stop()
+        if bar.live.is_started:  # where there is no terminal, stopping it prints an empty line
+            bar.stop()
 
 
 def _size_bytes(vm: FoundVm) -> int:
