@@ -201,8 +201,8 @@ def scan_foreign_range(pid: int, address: int, pages: int, page_size: int) -> Fo
     """Where ``pages`` pages of a process are, from ``address`` on, one every ``page_size`` bytes.
 
     Nothing is mapped, allocated or moved. The process' mmap lock is taken shared, for 16 pages at
-    a time, with pauses every 0.1 ms. Raises KernelError: EPERM without ptrace access, ESRCH if the process is gone, EINVAL
-    while it exits.
+    a time, with pauses every 0.1 ms. Raises KernelError: EPERM without ptrace access, ESRCH if the
+    process is gone, EINVAL while it exits.
     """
     return _scan_foreign(pid, address, page_size, ffi.NULL, pages)
 
