@@ -2,22 +2,25 @@
 
 A test belongs to the lab by its folder (`LAB_FOLDERS`), by ``@pytest.mark.lab(variant=…)``, or
 because this host lacks what ``@pytest.mark.needs("kvm", …)`` names. Each variant is booted once,
-and pytest inside streams its reports through the share.
+and pytest inside streams its reports through the share. One machine runs beside the host's own
+tests, which leave a CPU for it, and two when these are done; what they report waits until then.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import queue
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 
 from tests.lab.errors import LabError
-from tests.lab.image import cache_directory
+from tests.lab.image import cache_directory, ensure_image
 from tests.lab.machine import VARIANTS
 from tests.lab.pytest_guest import REPORTS_FILE, TESTS_FILE, TESTS_VARIABLE
 from tests.lab.running import POLL_SECONDS, REPOSITORY, Lab
@@ -31,6 +34,7 @@ LAB_FOLDERS = {"tests/numa": "default", "tests/service": "systemd"}
 TEST_SECONDS = 900
 SILENCE_SECONDS = TEST_SECONDS + 120
 LOG_LINES = 30
+STOP_SECONDS = 10
 
 
 class LabRouting:
@@ -46,17 +50,23 @@ class LabRouting:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """The host's own tests first, then one machine for each variant that has tests."""
+        """The host's own tests, and one machine for each variant that has tests."""
+        if session.config.option.collectonly:
+            return (yield)
         everything = list(session.items)
         in_lab = {item: variant_of(item) for item in everything}
-        if not session.config.option.collectonly:
-            session.items[:] = [item for item in everything if in_lab[item] is None]
+        labs = [
+            LabSession(session, variant, items)
+            for variant in VARIANTS
+            if (items := [item for item in everything if in_lab[item] == variant])
+        ]
+        session.items[:] = [item for item in everything if in_lab[item] is None]
         try:
-            result = yield
-            if not session.config.option.collectonly:
-                for variant in VARIANTS:
-                    if items := [item for item in everything if in_lab[item] == variant]:
-                        LabSession(session, variant, items).run()
+            with _started(session.config, labs) as one_more:
+                result = yield
+                one_more.release()
+                for lab in labs:
+                    lab.report()
         finally:
             session.items[:] = everything
         return result
@@ -85,8 +95,33 @@ def host_features() -> frozenset[str]:
     return frozenset(name for name, feature in probe_features().items() if feature.supported)
 
 
+@contextmanager
+def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[threading.Semaphore]:
+    """Have the machines run, one at a time; at the end none runs any more."""
+    slots = threading.Semaphore(1)
+    try:
+        with _uncaptured(config):
+            if labs:
+                ensure_image()
+    except LabError as error:
+        for lab in labs:
+            lab.fail(error.explain())
+        yield slots
+        return
+    for lab in labs:
+        lab.start(slots)
+    try:
+        yield slots
+    finally:
+        for lab in labs:
+            lab.stop()
+
+
 class LabSession:
-    """One machine's tests: their reports as they come, and an error for each that didn't."""
+    """One machine's tests: their reports as they come, and an error for each that didn't.
+
+    The machine runs in a thread, which never touches pytest; ``report`` is for pytest's own.
+    """
 
     def __init__(self, session: pytest.Session, variant: str, items: Sequence[pytest.Item]) -> None:
         self._session = session
@@ -95,34 +130,79 @@ class LabSession:
         self._unfinished = dict(self._items)
         self._running: str | None = None
         self._not_collected: dict[str, str] = {}
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._problem = ""
+        self._log = b""
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def run(self) -> None:
-        """Boots, runs, and reports every test. Raises as pytest's own loop does on -x."""
+    def start(self, slots: threading.Semaphore) -> None:
+        """Boots as soon as there is a slot."""
+        self._thread = threading.Thread(
+            target=self._work, args=(slots,), name=f"lab-{self._variant}", daemon=True
+        )
+        self._thread.start()
+
+    def fail(self, problem: str) -> None:
+        """Lets no machine run: that is why each of its tests fails."""
+        self._problem = problem
+        self._lines.put(None)
+
+    def stop(self) -> None:
+        """Ends the machine, if it still runs."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(
+                STOP_SECONDS
+            )  # it may also wait for others' machines, and dies with us
+
+    def report(self) -> None:
+        """Reports every test, live from now on. Raises as pytest's own loop does on -x."""
         headline = f"lab, variant {self._variant}: {len(self._items)} tests"
-        with (
-            tempfile.TemporaryFile() as self._log,
-            _terminal(self._session.config, headline),
-        ):
-            try:
-                code = self._run_machine()
-                problem = f"the lab's pytest ended with exit code {code} before this test"
-            except LabError as error:
-                problem = error.explain()
-            self._log.seek(0)
-            log = self._log.read()
-            (cache_directory() / f"pytest-{self._variant}.log").write_bytes(log)
-            self._report_lost(problem, log.decode(errors="replace"))
+        with _terminal(self._session.config, headline):
+            while (line := self._lines.get()) is not None:
+                self._take(json.loads(line))
+                self._stop_if_asked()
+            (cache_directory() / f"pytest-{self._variant}.log").write_bytes(self._log)
+            self._report_lost(self._problem, self._log.decode(errors="replace"))
         self._stop_if_asked()
 
-    def _run_machine(self) -> int:
+    def _work(self, slots: threading.Semaphore) -> None:
+        """In the thread: run the machine, and pass on what comes from it."""
+        try:
+            while not slots.acquire(timeout=POLL_SECONDS):
+                if self._stopping.is_set():
+                    return
+            try:
+                code = self._run_logged()
+            finally:
+                slots.release()
+            self._problem = f"the lab's pytest ended with exit code {code} before this test"
+        except LabError as error:
+            self._problem = error.explain()
+        except Exception as error:  # noqa: BLE001  told as the failure of its tests
+            self._problem = f"{type(error).__name__}: {error}"
+        finally:
+            self._lines.put(None)
+
+    def _run_logged(self) -> int:
+        with tempfile.TemporaryFile() as log:
+            try:
+                return self._run_machine(log)
+            finally:
+                log.seek(0)
+                self._log = log.read()
+
+    def _run_machine(self, log: BinaryIO) -> int:
         with ExitStack() as stack:
             lab = Lab(
                 VARIANTS[self._variant],
                 self._command(),
                 environment={TESTS_VARIABLE: "/run/lab"},
-                stdout=self._log,
-                stderr=self._log,
+                stdout=log,
+                stderr=log,
                 files={TESTS_FILE: json.dumps(list(self._items))},
+                quiet=True,
             )
             stack.enter_context(lab)
             reports = ReportStream(lab.share / REPORTS_FILE)
@@ -131,10 +211,11 @@ class LabSession:
                     code = lab.poll()
                 finally:
                     for line in reports.new_lines():
-                        self._take(json.loads(line))
-                        self._stop_if_asked()
+                        self._lines.put(line)
                 if code is not None:
                     return code
+                if self._stopping.is_set():
+                    raise LabError("the lab was stopped before its tests were done")
                 if reports.silent_seconds() > SILENCE_SECONDS:
                     raise LabError(
                         f"no report came for {SILENCE_SECONDS} s", detail=lab.console_tail()
@@ -226,6 +307,13 @@ def _terminal(config: pytest.Config, line: str) -> Iterator[None]:
     if reporter is not None:
         reporter.ensure_newline()
         reporter.write_line(line)
+    with _uncaptured(config):
+        yield
+
+
+@contextmanager
+def _uncaptured(config: pytest.Config) -> Iterator[None]:
+    """Lets through what is written to the terminal."""
     capture = config.pluginmanager.get_plugin("capturemanager")
     with ExitStack() as stack:
         if capture is not None:

@@ -48,7 +48,7 @@ class Lab:
 
     ``share`` is a folder that the inside sees as /run/lab; ``files`` are put there, by name, before
     it boots. ``poll`` gives the exit code when the command is done and the machine is off, or
-    raises LabError saying how it ended instead.
+    raises LabError saying how it ended instead. ``quiet``: it doesn't say that it waits for a slot.
     """
 
     variant: Variant
@@ -59,6 +59,7 @@ class Lab:
     stdout: BinaryIO | None = None
     stderr: BinaryIO | None = None
     terminal: Terminal | None = None
+    quiet: bool = False
     share: Path = field(init=False)
     _stack: ExitStack = field(init=False, default_factory=ExitStack)
     _qemu: subprocess.Popen[bytes] = field(init=False)
@@ -139,7 +140,7 @@ class Lab:
 
     def _start(self, stack: ExitStack) -> None:
         image = ensure_image()
-        stack.enter_context(machine_slot())
+        stack.enter_context(machine_slot(quiet=self.quiet))
         self._work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gmemd-lab-")))
         stack.callback(self._keep_log)
         self.share = self._work / "share"
@@ -235,8 +236,9 @@ def _pump(source: socket.socket, target: BinaryIO | None) -> None:
 
 
 @contextmanager
-def machine_slot() -> Iterator[None]:
+def machine_slot(*, quiet: bool = False) -> Iterator[None]:
     """One of the few machines that may run at once on this host; waits until one is free."""
+    tell = (lambda _text: None) if quiet else say
     directory = cache_directory()
     directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -247,12 +249,12 @@ def machine_slot() -> Iterator[None]:
         # The first in the queue looks for a free slot; the kernel keeps the order behind it.
         with (directory / "queue.lock").open("w") as queue:
             if not _try_lock(queue.fileno()):
-                say("waiting: others wait for a lab too")
+                tell("waiting: others wait for a lab too")
                 fcntl.flock(queue, fcntl.LOCK_EX)
             told = False
             while not any(_try_lock(file.fileno()) for file in files):
                 if not told:
-                    say(f"waiting: {MACHINES_AT_ONCE} labs are running already")
+                    tell(f"waiting: {MACHINES_AT_ONCE} labs are running already")
                     told = True
                 time.sleep(0.5)
         yield

@@ -54,7 +54,7 @@ from tests.lab.errors import LabError
 class Lab:
     "Runs the command here, and as often as it is asked says that it is still at it."
 
-    def __init__(self, variant, command, *, environment, stdout, stderr, files):
+    def __init__(self, variant, command, *, environment, stdout, stderr, files, quiet):
         self.share = Path(os.environ["SHARE"])
         for name, text in files.items():
             (self.share / name).write_text(text)
@@ -81,6 +81,7 @@ class Lab:
         return 1
 
 pytest_host.Lab = Lab
+pytest_host.ensure_image = lambda: None
 pytest_host.REPOSITORY = Path.cwd()
 pytest_host.LAB_FOLDERS = {{"far": "default"}}
 
