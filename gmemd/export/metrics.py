@@ -276,7 +276,7 @@ _DRIFT_GAUGES: tuple[tuple[str, str, Callable[[GuestNodeDrift], float | None]], 
     ),
     (
         "drift_ratio",
-        "Misplaced share of the memory seen; absent when nothing was seen.",
+        "Misplaced share of the memory seen; absent when nothing was seen or is declared.",
         lambda drift: drift.drift_ratio,
     ),
     (
