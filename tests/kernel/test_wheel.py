@@ -71,6 +71,10 @@ def test_one_wheel_serves_debian_12_and_later(wheel: Path) -> None:
     assert glibc_minor(wheel) <= DEBIAN_12_GLIBC_MINOR
 
 
+def test_readme_names_the_oldest_glibc(wheel: Path) -> None:
+    assert f"glibc 2.{glibc_minor(wheel)} or later" in (REPOSITORY / "README.md").read_text()
+
+
 def test_auditwheel_finds_the_tag_right(wheel: Path) -> None:
     done = run(sys.executable, "-m", "auditwheel", "show", str(wheel))
     assert done.returncode == 0, done.stderr
