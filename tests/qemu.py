@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 QEMU = "qemu-system-x86_64"
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 600  # several at once, emulated in an emulated machine, start slowly
 MIB = 1 << 20
 SMALL = ("-m", "64M", "-mem-prealloc")
 
