@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from gmemd.audit.foreign import VmGoneError, audit_range, audit_taken
 from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
 from gmemd.audit.sampling import allocate
-from gmemd.host.vms.finding import holds_userfaultfd, start_ticks, to_see_it
+from gmemd.host.vms.finding import holds_userfaultfd, still_runs, to_see_it
 from gmemd.host.vms.model import PieceKind
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mempolicy import RELATIVE_NODES, STATIC_NODES
@@ -124,7 +124,7 @@ def audit_observed(
         unmatched = work.audit_unmatched(vm.unmatched)
     except VmGoneError:
         return ObservedAudit(None, nothing, (gone(vm.vmm),))
-    if start_ticks(vm.vmm.pid) != vm.vmm.start_ticks:
+    if not still_runs(vm.vmm):
         return ObservedAudit(None, nothing, (gone(vm.vmm),))
     audit = VmAudit(
         vm=vm.name,
@@ -146,7 +146,7 @@ def _out_of_reach(vmm: VmmProcess) -> Unseen | None:
     """Why the whole VM is left alone, at this moment."""
     if vmm.blocked:
         return Unseen(Unknown.NOT_PERMITTED, vmm.blocked, vmm.hint)
-    if start_ticks(vmm.pid) != vmm.start_ticks:
+    if not still_runs(vmm):
         return gone(vmm)
     try:
         migrating = vmm.userfaultfd or holds_userfaultfd(vmm.pid)
@@ -291,7 +291,7 @@ def _taken(vmm: VmmProcess, piece: Piece) -> Iterator[int]:
     """A guest_memfd of the VMM, for as long as the block lasts: it pins the guest's memory."""
     pidfd = pidfd_open(vmm.pid)
     try:
-        if start_ticks(vmm.pid) != vmm.start_ticks:
+        if not still_runs(vmm):
             raise VmGoneError(gone(vmm).message)
         fd = pidfd_getfd(pidfd, piece.fds[0])
         try:

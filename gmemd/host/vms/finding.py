@@ -38,6 +38,7 @@ class _Stat:
     parent: int
     start_ticks: int
     address_space_bytes: int
+    stack_start: int
     kernel_thread: bool
 
     @property
@@ -132,12 +133,14 @@ class VmmFinder:
         cgroups = read_cgroups(pid, self._root)
         pieces = read_pieces(pid, descriptors, self._filesystems, self._root)
         again = _read_stat(pid, self._root)
-        if again.start_ticks != stat.start_ticks or _read_argv(pid, self._root) != argv:
+        same = (again.start_ticks, again.stack_start) == (stat.start_ticks, stat.stack_start)
+        if not same or _read_argv(pid, self._root) != argv:
             return None
         cgroup = main_cgroup(cgroups)
         return VmmProcess(
             pid=pid,
             start_ticks=stat.start_ticks,
+            stack_start=stat.stack_start,
             started_timestamp=self._started_timestamp(stat),
             program=program,
             argv=argv,
@@ -199,12 +202,13 @@ def to_see_it() -> str:
     )
 
 
-def start_ticks(pid: int, root: Path = LIVE_ROOT) -> int | None:
-    """When the process was started, in clock ticks since boot; None where there is none."""
+def still_runs(vmm: VmmProcess, root: Path = LIVE_ROOT) -> bool:
+    """Whether the process is there and runs the program that it ran when it was found."""
     try:
-        return _read_stat(pid, root).start_ticks
+        stat = _read_stat(vmm.pid, root)
     except ProcfsError:
-        return None
+        return False
+    return (stat.start_ticks, stat.stack_start) == (vmm.start_ticks, vmm.stack_start)
 
 
 def holds_userfaultfd(pid: int, root: Path = LIVE_ROOT) -> bool:
@@ -217,7 +221,7 @@ def _read_stat(pid: int, root: Path) -> _Stat:
     text = read_text(path)
     comm, _, rest = text.partition("(")[2].rpartition(")")
     fields = rest.split()
-    least = 21
+    least = 26
     if len(fields) < least:
         raise ProcfsError(str(path), "is cut short")
     return _Stat(
@@ -225,6 +229,7 @@ def _read_stat(pid: int, root: Path) -> _Stat:
         parent=parse_number(fields[1], str(path)),
         start_ticks=parse_number(fields[19], str(path)),
         address_space_bytes=parse_number(fields[20], str(path)),
+        stack_start=parse_number(fields[25], str(path)),
         kernel_thread=bool(parse_number(fields[6], str(path)) & _KERNEL_THREAD),
     )
 

@@ -45,9 +45,11 @@ class VmmProcess:
     """A process that holds a KVM VM, or that is a VMM by its program.
 
     ``start_ticks`` (clock ticks since boot) and ``pid`` together are one process, whatever pid is
-    given again. ``kvm`` is None where it can't be seen whether it holds a VM. ``mems`` are the host
-    nodes that its cpuset allows. ``userfaultfd`` says that it holds one, so that its memory is in
-    other hands now. ``blocked`` says why its memory can't be looked at, ``hint`` what to do then.
+    given again. ``stack_start`` (an address, 0 where it can't be seen) is another in each program
+    that the process becomes by exec. ``kvm`` is None where it can't be seen whether it holds a VM.
+    ``mems`` are the host nodes that its cpuset allows. ``userfaultfd`` says that it holds one, so
+    that its memory is in other hands now. ``blocked`` says why its memory can't be looked at,
+    ``hint`` what to do then.
     """
 
     pid: int
@@ -59,6 +61,7 @@ class VmmProcess:
     cgroup: str
     unit: str
     mems: frozenset[int]
+    stack_start: int = 0
     pieces: tuple[Piece, ...] = ()
     userfaultfd: bool = False
     blocked: str = ""

@@ -68,9 +68,11 @@ class ProcTree:
         start_ticks: int = 4200,
         size: int = 1 << 30,
         flags: int = 0x400000,
+        stack: int = 0x7FFC00000000,
     ) -> None:
         """Write /proc/PID/stat."""
         fields = ["S", parent, pid, pid, 0, -1, flags, *([0] * 12), start_ticks, size, 100]
+        fields += [0, 0, 0, stack]
         text = f"{pid} ({comm}) {' '.join(map(str, fields))}\n"
         (self.root / f"proc/{pid}/stat").write_text(text)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gmemd.host.vms.filesystems import Filesystems
-from gmemd.host.vms.finding import VmmFinder
+from gmemd.host.vms.finding import VmmFinder, still_runs
 
 if TYPE_CHECKING:
     from tests.unit.host.vms.conftest import ProcTree
@@ -85,6 +86,19 @@ def test_a_pid_given_again_is_looked_into(tree: ProcTree) -> None:
     (folder / "fd/8").symlink_to("anon_inode:kvm-vm")
     tree.set_stat(100, start_ticks=4201)
     assert [vmm.pid for vmm in looking.find().vmms] == [100]
+
+
+def test_a_process_that_ended_or_is_another_program_runs_no_more(tree: ProcTree) -> None:
+    tree.add(100, QEMU, fds=KVM)
+    (vmm,) = finder(tree).find().vmms
+    assert still_runs(vmm, tree.root)
+    tree.set_stat(100, size=2 << 30)
+    assert still_runs(vmm, tree.root)
+    tree.set_stat(100, stack=0x7FFD00000000)
+    assert not still_runs(vmm, tree.root)
+    tree.set_stat(100, start_ticks=4201)
+    assert not still_runs(vmm, tree.root)
+    assert not still_runs(replace(vmm, pid=101), tree.root)
 
 
 def test_odd_names_are_kept(tree: ProcTree) -> None:
