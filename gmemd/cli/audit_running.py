@@ -20,6 +20,7 @@ from gmemd.export.textfile import render_textfile
 from gmemd.host.reading import read_host
 from gmemd.host.vms.finding import to_see_it
 from gmemd.plan.matching import LEAST_GUEST_BYTES
+from gmemd.spec.problems import printable
 from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gmemd.host.model import Host
 
 PATIENCE_SECONDS = 1.0
+NAMES_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,9 @@ def _names(found: Found) -> str:
         unseen = f"; {_processes(found.unseen_processes)} can't be looked into: {to_see_it()}"
     if not found.vms:
         return f"none was found at all{unseen}"
-    return f"there are {', '.join(vm.name for vm in found.vms)}{unseen}"
+    names = ", ".join(printable(vm.name) for vm in found.vms[:NAMES_TOLD])
+    more = len(found.vms) - NAMES_TOLD
+    return f"there are {names}{f' and {more} more' if more > 0 else ''}{unseen}"
 
 
 def _worst_first(vm: VmStatus) -> tuple[int, int, str]:
@@ -252,7 +256,7 @@ def _progress(
         nonlocal done, before
         done = before
         before += sizes[vm.vmm.pid]
-        bar.update(task, description=f"looking at {vm.name[:40]}")
+        bar.update(task, description=f"looking at {printable(vm.name, longest=40)}")
         show()
 
     try:
