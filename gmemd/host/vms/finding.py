@@ -18,7 +18,9 @@ from gmemd.host.vms.pieces import maps_a_vcpu, read_pieces
 from gmemd.kernel.procfs.text import ProcfsError, parse_number, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from gmemd.host.vms.model import Piece
 
 LIVE_ROOT = Path("/")
 
@@ -83,8 +85,12 @@ class VmmFinder:
                 without[pid] = stat.identity
         if only is None:
             self._without = without
-        vmms = (vmm for pid, vmm in found.items() if not _is_fork(vmm, found.get(parents[pid])))
-        return FoundVmms(tuple(sorted(vmms, key=lambda vmm: vmm.pid)), unseen)
+        vmms = [vmm for pid, vmm in found.items() if not _is_fork(vmm, found.get(parents[pid]))]
+        by_argv: dict[tuple[str, ...], list[VmmProcess]] = {}
+        for vmm in vmms:
+            by_argv.setdefault(vmm.argv, []).append(vmm)
+        held = (vmm for vmm in vmms if not _waits(vmm, by_argv[vmm.argv]))
+        return FoundVmms(tuple(sorted(held, key=lambda vmm: vmm.pid)), unseen)
 
     def _pids(self) -> Iterator[int]:
         for name in os.listdir(self._root / "proc"):  # noqa: PTH208  thousands of names
@@ -248,6 +254,24 @@ def _program(argv: tuple[str, ...], stat: _Stat) -> str:
 def _is_fork(vmm: VmmProcess, parent: VmmProcess | None) -> bool:
     """Whether it is a VMM's child that hasn't become another program yet: it has no guest."""
     return parent is not None and parent.argv == vmm.argv
+
+
+def _waits(vmm: VmmProcess, alike: Iterable[VmmProcess]) -> bool:
+    """Whether it is a VMM without a VM that waits for its copy, which daemonizes, to have one.
+
+    ``alike`` have its command line. The copy is no child of it any more, was started later, and has
+    all that it has mapped.
+    """
+    return not (vmm.kvm or vmm.blocked) and any(
+        (other.start_ticks, other.pid) > (vmm.start_ticks, vmm.pid)
+        and all(any(_within(piece, its) for its in other.pieces) for piece in vmm.pieces)
+        for other in alike
+    )
+
+
+def _within(piece: Piece, other: Piece) -> bool:
+    start, others = piece.address or 0, other.address or 0
+    return others <= start and start + piece.size_bytes <= others + other.size_bytes
 
 
 def _gone(error: Exception) -> bool:

@@ -101,6 +101,24 @@ def test_a_process_that_ended_or_is_another_program_runs_no_more(tree: ProcTree)
     assert not still_runs(replace(vmm, pid=101), tree.root)
 
 
+def test_a_vmm_that_daemonizes_is_one(tree: ProcTree) -> None:
+    """It waits for a copy of itself, which has no other parent than init."""
+    code = "7f0000000000-7f0000200000 rw-p 00000000 00:00 0\n"
+    memory = "7e0000000000-7e0040000000 rw-p 00000000 00:00 0\n"
+    tree.add(100, QEMU, maps=code)
+    assert [vmm.pid for vmm in finder(tree).find().vmms] == [100]
+    tree.add(102, QEMU, maps=memory + code, start_ticks=4201)
+    assert [vmm.pid for vmm in finder(tree).find().vmms] == [102]
+
+
+def test_vmms_of_one_command_line_are_several(tree: ProcTree) -> None:
+    for pid in (100, 101):
+        tree.add(pid, QEMU, maps=f"7f{pid}00000000-7f{pid}40000000 rw-p 00000000 00:00 0\n")
+    for pid in (102, 103):
+        tree.add(pid, QEMU, fds=KVM)
+    assert [vmm.pid for vmm in finder(tree).find().vmms] == [100, 101, 102, 103]
+
+
 def test_odd_names_are_kept(tree: ProcTree) -> None:
     name = 'guest="quo\nted",debug-threads=on \u00fc\udcff' + "x" * 300
     tree.add(100, ["qemu-system-x86_64", "-name", name], comm="a) b (c")
