@@ -32,6 +32,8 @@ MANY = 200
 ROUNDS = 6
 WAITED_FOR_PAGES = 1024
 
+OWN = f"-{os.getpid()}"
+"""Ends names, as other VMs of this host may have the same."""
 ODD_NAMES = [
     "quo\"te's",
     "back\\slash\\n",
@@ -114,7 +116,7 @@ def until(met: Any) -> None:  # noqa: ANN401  anything that may be called
 def test_two_hundred_vms_at_once(record_testsuite_property: Any) -> None:  # noqa: ANN401  pytest's
     sizes = [4 + number % 28 for number in range(MANY)]
     with Vmms() as vmms:
-        named = [(f"many-{number}", size) for number, size in enumerate(sizes)]
+        named = [(f"many-{number}{OWN}", size) for number, size in enumerate(sizes)]
         wanted = [(qemu_arguments(name, size), size, "stay") for name, size in named]
         pids = dict(zip(vmms.start_all(wanted), named, strict=True))
         text = Audited("--all")
@@ -133,9 +135,10 @@ def test_two_hundred_vms_at_once(record_testsuite_property: Any) -> None:  # noq
 
 
 def test_odd_names_are_told_in_each_format(vmms: Vmms) -> None:
-    pids = {vmms.start(qemu_arguments(name, 4), 4): name for name in ODD_NAMES}
-    with start_qemu(name=f"guest={ODD_NAMES[2]}") as qemu:
-        pids[qemu.pid] = f"{ODD_NAMES[2]}@{qemu.pid}"  # the second of that name
+    names = [name + OWN for name in ODD_NAMES]
+    pids = {vmms.start(qemu_arguments(name, 4), 4): name for name in names}
+    with start_qemu(name=f"guest={names[2]}") as qemu:
+        pids[qemu.pid] = f"{names[2]}@{qemu.pid}"  # the second of that name
         text, metrics = Audited("--all"), Audited("--all", "--format", "prometheus")
         audited = Audited("--all", "--json")
     for pid, name in pids.items():
@@ -159,8 +162,8 @@ def test_odd_names_are_told_in_each_format(vmms: Vmms) -> None:
 
 @pytest.mark.parametrize("name", [ODD_NAMES[0], ODD_NAMES[2], ODD_NAMES[6], ODD_NAMES[7]])
 def test_a_vm_with_an_odd_name_is_had_by_it(vmms: Vmms, name: str) -> None:
-    pid = vmms.start(qemu_arguments(f"{name}-alone", 4), 4)
-    alone = Audited(f"{name}-alone", "--json")
+    pid = vmms.start(qemu_arguments(f"{name}-alone{OWN}", 4), 4)
+    alone = Audited(f"{name}-alone{OWN}", "--json")
     assert alone.report["running"]["pid"] == pid
     unknown = Audited(f"no-{name}")
     assert unknown.exit_code == 2
@@ -194,20 +197,20 @@ def test_a_vmm_that_became_another_program_has_ended(vmms: Vmms) -> None:
 
 def test_a_vmm_that_goes_on_under_another_pid_is_found_there(vmms: Vmms) -> None:
     """As one does that daemonizes, or hands over to its successor."""
-    before = vmms.start(qemu_arguments("hands-over", 8), 8, "hand over")
+    before = vmms.start(qemu_arguments(f"hands-over{OWN}", 8), 8, "hand over")
     vm = found(before)
     os.kill(before, signal.SIGUSR1)
     until(lambda: not Path(f"/proc/{before}").exists())
     assert look(vm).audit is None
     audited = Audited("--all", "--full", "--json")
-    (after,) = [vm for vm in audited.report["vms"] if vm["vm"] == "hands-over"]
+    (after,) = [vm for vm in audited.report["vms"] if vm["vm"] == f"hands-over{OWN}"]
     assert after["running"]["pid"] != before
     assert resident_bytes(after) == 8 * MIB
 
 
 def test_a_qemu_that_daemonizes_is_one_vm_all_the_time(tmp_path: Path) -> None:
     pidfile = tmp_path / "pid"
-    name = f"daemonizes-{os.getpid()}"
+    name = f"daemonizes{OWN}"
     command = ["qemu-system-x86_64", "-name", name, "-S", "-display", "none", "-nodefaults"]
     command += ["-m", "16M", "-mem-prealloc", "-daemonize", "-pidfile", str(pidfile)]
     finder, host = Finder(), read_host(probe=False)
