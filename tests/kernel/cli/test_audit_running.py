@@ -19,7 +19,7 @@ from gmemd.audit.observed import Effort, Unknown
 from gmemd.daemon.observing import Finder, FoundVm, observe
 from gmemd.export.snapshot import VmState, VmStatus
 from gmemd.host.reading import read_host
-from tests.kernel.target import PAGE, Target, page_content
+from tests.kernel.target import Target, page_content
 from tests.kernel.vmms import MIB, Vmms, qemu_arguments
 from tests.qemu import start_qemu
 
@@ -30,7 +30,8 @@ REPOSITORY = Path(__file__).parents[3]
 PATIENCE_SECONDS = 60
 MANY = 200
 ROUNDS = 6
-WAITED_FOR_PAGES = 1024
+GUEST_BYTES = 64 * MIB
+READ_PAGES = 1024
 
 OWN = f"-{os.getpid()}"
 """Ends names, as other VMs of this host may have the same."""
@@ -102,7 +103,7 @@ def look(vm: FoundVm, sample_pages: int | None = 64) -> VmStatus:
 
 def existing(target: Target, memory: int, fd: int) -> tuple[dict[str, int], int]:
     """What the kernel counts of a target's memory: as mapped, and the file's blocks."""
-    mapped = target.resident((memory, WAITED_FOR_PAGES * PAGE))
+    mapped = target.resident((memory, GUEST_BYTES))
     return mapped, Path(f"/proc/{target.pid}/fd/{fd}").stat().st_blocks
 
 
@@ -271,17 +272,22 @@ def test_vmms_that_come_and_go_take_nothing_from_those_that_stay(vmms: Vmms) -> 
 def test_memory_that_is_still_coming_is_left_alone(target: Target, more: tuple[str, ...]) -> None:
     """A VMM in postcopy: a fault that gmemd made, or a page of zeros, would be the guest's end."""
     target.call("open_vm")
-    length = WAITED_FOR_PAGES * PAGE
-    fd = target.call("memfd", length)
-    memory = target.call("map_file", fd, length)
+    fd = target.call("memfd", GUEST_BYTES)
+    memory = target.call("map_file", fd, GUEST_BYTES)
     target.call("touch", memory, 10)
-    target.call("await_pages", memory, length)
+    target.call("await_pages", memory, GUEST_BYTES)
     before = existing(target, memory, fd)
     told = Audited("--all", "--json", *more).by_pid[target.pid]
     alone = Audited("--pid", str(target.pid), *more)
     metrics = Audited("--pid", str(target.pid), "--format", "prometheus", *more)
-    assert existing(target, memory, fd) == before
-    assert target.call("served") == []
+    after, served = existing(target, memory, fd), target.call("served")
+    # What the guest reads, and asks for, is as if nobody had looked.
+    assert target.call("read", memory, READ_PAGES) == [
+        *[1] * 10,
+        *(page_content(page) for page in range(10, READ_PAGES)),
+    ]
+    assert target.call("served") == list(range(10, READ_PAGES))
+    assert (served, after) == ([], before)
     assert told["running"]["unknown"] == "migrating"
     assert told["audit"] is None
     assert told["state"] == VmState.WAITING
@@ -289,9 +295,3 @@ def test_memory_that_is_still_coming_is_left_alone(target: Target, more: tuple[s
     assert (alone.exit_code, metrics.exit_code) == (5, 5)
     assert "memory unknown: its VMM holds a userfaultfd" in alone.stdout
     check_metrics(metrics.stdout)
-    # What the guest reads, and asks for, is as if nobody had looked.
-    assert target.call("read", memory, WAITED_FOR_PAGES) == [
-        *[1] * 10,
-        *(page_content(page) for page in range(10, WAITED_FOR_PAGES)),
-    ]
-    assert target.call("served") == list(range(10, WAITED_FOR_PAGES))
