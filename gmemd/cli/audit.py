@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(looked.to_json() if args.all else looked.vms_json[0])
     else:
         looked.print(console())
-    return int(exit_code(looked.vms_json, looked.unseen_processes))
+    return int(exit_code(looked.vms_json, not_all=looked.sees_not_all))
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -161,14 +161,17 @@ def _export(output: Path | None, content: bytes) -> None:
         write_textfile(output, content)
 
 
-def exit_code(vms: Sequence[Mapping[str, Any]], unseen_processes: int = 0) -> Exit:
-    """Return the verdict on audited VMs' JSON; drift outranks what could not be seen."""
+def exit_code(vms: Sequence[Mapping[str, Any]], *, not_all: bool = False) -> Exit:
+    """Return the verdict on audited VMs' JSON; drift outranks what could not be seen.
+
+    ``not_all`` says that there may be more VMs.
+    """
     if any(vm["drifting"] for vm in vms):
         return Exit.DRIFT
     reasons = [vm["running"]["unknown"] for vm in vms if vm.get("running") is not None]
     if reasons and all(reason == "not_permitted" for reason in reasons):
         return Exit.NOT_PERMITTED
-    if unseen_processes or any(map(_is_unseen, vms)):
+    if not_all or any(map(_is_unseen, vms)):
         return Exit.UNSEEN
     return Exit.OK
 

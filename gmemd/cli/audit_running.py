@@ -19,6 +19,7 @@ from gmemd.export.snapshot import JSON_VERSION, Snapshot, vm_to_json
 from gmemd.export.textfile import render_textfile
 from gmemd.host.reading import read_host
 from gmemd.host.vms.finding import to_see_it
+from gmemd.host.vms.hidden import hidden_processes
 from gmemd.plan.matching import LEAST_GUEST_BYTES
 from gmemd.spec.problems import printable
 from gmemd.spec.sizes import format_size
@@ -38,14 +39,23 @@ NAMES_TOLD = 10
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What was seen: VMs by misplaced bytes, the names of those that ended meanwhile."""
+    """What was seen: VMs by misplaced bytes, the names of those that ended meanwhile.
+
+    ``unseen_processes`` can't be looked into; ``hidden`` tells of those that can't be known of.
+    """
 
     host: Host
     vms: tuple[VmStatus, ...]
     ended: tuple[str, ...]
     unseen_processes: int
+    hidden: str
     taken_timestamp: float
     whole_host: bool
+
+    @property
+    def sees_not_all(self) -> bool:
+        """Whether there may be VMs that weren't found."""
+        return bool(self.unseen_processes or self.hidden)
 
     @property
     def vms_json(self) -> list[dict[str, Any]]:
@@ -61,6 +71,7 @@ class Looked:
             "host_nodes": [{"id": node.id, "memory": node.total_bytes} for node in self.host.nodes],
             "summary": self.totals(),
             "unseen_processes": self.unseen_processes,
+            "hidden_processes": self.hidden,
             "ended": list(self.ended),
             "vms": self.vms_json,
         }
@@ -105,12 +116,14 @@ class Looked:
                 f"{_processes(self.unseen_processes)} could not be looked into and may hold VMs: "
                 f"{to_see_it()}",
             )
+        if self.hidden and self.whole_host:
+            print_line(out, f"there may be more VMs: {self.hidden}")
 
     def _summary(self) -> str:
         """One line: how many VMs, how much is where it should be."""
         totals = self.totals()
         if not self.vms:
-            return "no running VM was found on this host"
+            return "no running VM was found" + ("" if self.hidden else " on this host")
         words = [f"{totals['vms']} VM{'' if totals['vms'] == 1 else 's'}"]
         words.append(f"{self._size(totals['resident'])} resident")
         seen = totals["placed"] + totals["misplaced"]
@@ -167,6 +180,7 @@ def look(args: argparse.Namespace) -> Looked:
         vms=tuple(sorted(statuses, key=_worst_first)),
         ended=tuple(ended),
         unseen_processes=found.unseen_processes,
+        hidden=hidden_processes() if args.all else "",
         taken_timestamp=time.time(),
         whole_host=args.all,
     )
@@ -204,6 +218,8 @@ def _names(found: Found) -> str:
     unseen = ""
     if found.unseen_processes:
         unseen = f"; {_processes(found.unseen_processes)} can't be looked into: {to_see_it()}"
+    if hidden := hidden_processes():
+        unseen += f"; {hidden}"
     if not found.vms:
         return f"none was found at all{unseen}"
     names = ", ".join(printable(vm.name) for vm in found.vms[:NAMES_TOLD])

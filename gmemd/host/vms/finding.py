@@ -76,8 +76,9 @@ class VmmFinder:
                     without[pid] = stat.identity
                     continue
                 seen, process = self._look_at(pid, stat, wanted=only is not None)
-            except (ProcfsError, OSError):
-                continue  # gone meanwhile; whatever else can't be read is told by _look_at
+            except (ProcfsError, OSError) as error:
+                unseen += not _gone(error)
+                continue
             unseen += not seen
             if process is not None:
                 found[pid], parents[pid] = process, stat.parent
