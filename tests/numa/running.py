@@ -25,6 +25,7 @@ MIB = 1 << 20
 HUGE = 2 * MIB
 NODES = Path("/sys/devices/system/node")
 CGROUPS = Path("/sys/fs/cgroup")
+KHUGEPAGED_SLEEP = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs")
 
 # Name, page size, offset, used, total, address.
 _BLOCK = re.compile(r"^ *(\S+) +\d+ [KMG]iB +(?:0x[0-9a-f]+ +){3}(0x[0-9a-f]+)\b", re.MULTILINE)
@@ -206,8 +207,19 @@ def by_node(figures: Mapping[str, int]) -> dict[int, int]:
     return {int(node): size for node, size in figures.items() if size}
 
 
-def without_heap(pid: int) -> dict[int, int]:
-    """Bytes per host node of all mappings but the heap, which a VMM's threads go on using."""
+def without_heap(pid: int) -> int:
+    """Bytes of all mappings but the heap, which a VMM's threads go on using."""
     lines = Path(f"/proc/{pid}/numa_maps").read_text(errors="replace").splitlines()
     heap = {int(line.split()[0], 16) for line in lines if " heap " in line}
-    return total({at: held for at, held in numa_maps(pid).items() if at not in heap})
+    counted = numa_maps(pid)
+    return sum(total({at: held for at, held in counted.items() if at not in heap}).values())
+
+
+@contextmanager
+def nothing_collapsed() -> Iterator[None]:
+    """The kernel makes no huge pages of what is there, which would fill holes with zeros."""
+    KHUGEPAGED_SLEEP.write_text("3600000")
+    try:
+        yield
+    finally:
+        KHUGEPAGED_SLEEP.write_text("10000")

@@ -28,6 +28,7 @@ from tests.numa.running import (
     cpuset,
     gmemd_audit,
     in_cgroup,
+    nothing_collapsed,
     numa_maps,
     numastat,
     started,
@@ -166,6 +167,7 @@ def running() -> Iterator[Running]:
         image = folder / "image"
         image.write_bytes(bytes([1]) * LOADED_MIB * MIB)
         stack.callback(image.unlink)
+        stack.enter_context(nothing_collapsed())
         for node in (2, 3):
             stack.enter_context(huge_pages(node, 8))
         vms = definitions(stack.enter_context(cpuset("gmemd-no-numa", "3")), folder)
