@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gmemd.drift.bounds import drift_bounds, node_bounds
 from gmemd.drift.cause import diagnose
 from gmemd.drift.model import Diagnosis, GuestNodeDrift, VmDrift
-from gmemd.drift.observed import diagnose_observed
+from gmemd.drift.observed import BY_COMMAND_LINE, BY_SPEC, Around, diagnose_observed
 from gmemd.drift.policy import memory_nodes
 from gmemd.drift.region import RegionDrift, is_declared, region_drift
 from gmemd.spec.model import Source
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gmemd.audit.model import VmAudit
     from gmemd.host.model import Host
     from gmemd.plan.model import RegionPlan, VmPlan
+    from gmemd.spec.model import VmSpec
 
 # A share is measured on pages that arrived by round-robin: below this it says nothing.
 LEAST_SHARE_TOLERANCE = 0.01
@@ -52,9 +53,9 @@ def compute_drift(
                 node.id,
                 [plan for plan in vm_plan.regions if plan.guest_node == node.id],
                 [region for region in regions if region.plan.guest_node == node.id],
+                everywhere=regions,
                 host=host,
-                source=spec.source,
-                tolerance=spec.drift_tolerance,
+                spec=spec,
             )
             for node in spec.guest_nodes
         ),
@@ -66,10 +67,11 @@ def _guest_node(
     plans: Sequence[RegionPlan],
     regions: Sequence[RegionDrift],
     *,
+    everywhere: Sequence[RegionDrift],
     host: Host,
-    source: Source,
-    tolerance: float,
+    spec: VmSpec,
 ) -> GuestNodeDrift:
+    tolerance = spec.drift_tolerance
     placed = sum(region.placed_bytes for region in regions)
     misplaced = sum(region.misplaced_bytes for region in regions)
     unknown = sum(region.audit.unknown_bytes for region in regions)
@@ -88,7 +90,7 @@ def _guest_node(
         or (share_error is not None and share_error > max(tolerance, LEAST_SHARE_TOLERANCE))
         or match is False
     )
-    found = _diagnose_worst(regions, host, source) if drifting else None
+    found = _diagnose_worst(regions, everywhere, host, spec) if drifting else None
     return GuestNodeDrift(
         guest_node=guest_node,
         size_bytes=sum(plan.size_bytes for plan in plans),
@@ -151,7 +153,12 @@ def _unknown_reasons(regions: Sequence[RegionDrift]) -> list[str]:
     return list(dict.fromkeys(reason for reason in reasons if reason))
 
 
-def _diagnose_worst(regions: Sequence[RegionDrift], host: Host, source: Source) -> Diagnosis:
+def _diagnose_worst(
+    regions: Sequence[RegionDrift],
+    everywhere: Sequence[RegionDrift],
+    host: Host,
+    spec: VmSpec,
+) -> Diagnosis:
     """Diagnose the region that drifts most: a wrong policy first, then bytes, then shares."""
     worst = max(
         regions,
@@ -161,11 +168,27 @@ def _diagnose_worst(regions: Sequence[RegionDrift], host: Host, source: Source) 
             region.share_error_ratio or 0.0,
         ),
     )
-    found = (
-        diagnose_observed(worst, host)
-        if source is Source.OBSERVE
-        else diagnose(worst, host, source)
-    )
+    if spec.source is Source.OBSERVE:
+        asked_by = BY_COMMAND_LINE if spec.path is None else BY_SPEC
+        others = [region for region in everywhere if region is not worst]
+        found = diagnose_observed(worst, Around(host, asked_by, _held(others), _astray(others)))
+    else:
+        found = diagnose(worst, host, spec.source)
     if len(regions) == 1:
         return found
     return Diagnosis(found.cause, f"region {worst.plan.index}: {found.detail}", found.remedy)
+
+
+def _held(regions: Iterable[RegionDrift]) -> frozenset[int]:
+    """Host nodes where regions have pages that were asked to be there."""
+    return frozenset(
+        node
+        for region in regions
+        for node, held in region.audit.by_node.items()
+        if held and node in region.plan.host_nodes
+    )
+
+
+def _astray(regions: Iterable[RegionDrift]) -> frozenset[int]:
+    """Host nodes where regions have pages that were asked to be elsewhere."""
+    return frozenset(node for region in regions for node in region.misplaced_by_node)

@@ -280,7 +280,6 @@ class _Layout:
         found: dict[int, list[RegionPlan]] = {}
         for region in self.regions:
             found.setdefault(region.plan.guest_node, []).append(region.plan)
-        tolerance = self._spec.drift_tolerance if self._spec is not None else None
         spec = VmSpec(
             vm=self._name,
             source=Source.OBSERVE,
@@ -289,7 +288,10 @@ class _Layout:
                 for number, plans in sorted(found.items())
             ),
         )
-        return spec if tolerance is None else spec.model_copy(update={"drift_tolerance": tolerance})
+        if self._spec is None:
+            return spec
+        update = {"drift_tolerance": self._spec.drift_tolerance, "path": self._spec.path or ""}
+        return spec.model_copy(update=update)
 
 
 def _cut(extents: list[Extent], size: int) -> tuple[list[Extent], list[Extent]]:

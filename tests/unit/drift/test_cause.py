@@ -339,7 +339,7 @@ OBSERVED_CAUSES = {
             "the kernel holds default, its command line asks bind 1: it was never set on this "
             "memory, or was taken back"
         ),
-        "restart the VM, whose VMM sets the policy as it makes the memory",
+        "have the VMM set the policy as it makes the memory",
     ),
     "the policy's nodes rewritten": (
         replace(OBSERVED, read=PolicyRead("bind", frozenset({3}))),
