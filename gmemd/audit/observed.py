@@ -48,6 +48,7 @@ class Unknown(StrEnum):
     MIGRATING = "migrating"
     GONE = "gone"
     UNREADABLE = "unreadable"
+    UNMATCHED = "unmatched"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from gmemd.daemon.client import DEFAULT_SOCKET, NoDaemonError, RefusedError, cal
 from gmemd.errors import Exit, GmemdError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Mapping, Sequence
 
     from gmemd.cli.audit_running import Looked
@@ -23,12 +23,19 @@ HELP = (
 )
 
 DEFAULT_SAMPLE_PAGES = 4096
+LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES = 256, 1 << 20
 
 
 class NoSuchVmError(GmemdError):
     """No VM of that name or pid is known."""
 
     exit_code = Exit.USAGE
+
+
+class UntoldError(GmemdError):
+    """Whether a process is a VM can't be seen."""
+
+    exit_code = Exit.NOT_PERMITTED
 
 
 class OptionError(GmemdError):
@@ -47,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     much.add_argument(
         "--sample",
         type=_pages,
-        default=DEFAULT_SAMPLE_PAGES,
         metavar="N",
-        help="look at N pages of each guest node, drawn at random (default: %(default)s)",
+        help="look at N pages of each guest node, drawn at random "
+        f"(default: {DEFAULT_SAMPLE_PAGES})",
     )
     much.add_argument(
         "--full",
@@ -87,25 +94,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pages(text: str) -> int:
-    pages = int(text)
-    if pages < 1:
-        raise ValueError
-    return pages
+    """Read a number of pages that says something of a guest node, and that is worth drawing."""
+    if not text.isdecimal() or not LEAST_SAMPLE_PAGES <= int(text) <= MOST_SAMPLE_PAGES:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from {LEAST_SAMPLE_PAGES} to {MOST_SAMPLE_PAGES}, not {text}"
+        )
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Audit, print, and tell by the exit code: 1 drift, 5 part of it could not be seen."""
     _check_options(args)
     unasked: GmemdError | None = None
+    pid = None
     if args.vm is not None and args.format != "prometheus":
         try:
-            if _belongs_to_daemon(args):
+            known = _known_to_daemon(args)
+        except (NoDaemonError, RefusedError) as error:
+            unasked, known = error, None
+        if known is not None:
+            running = known.get("running")
+            if running is None or not (args.full or args.sample or running["unknown"]):
                 from gmemd.cli.audit_daemon import audit_by_daemon  # noqa: PLC0415  only there
 
                 return audit_by_daemon(args.socket, args.vm, as_json=args.format == "json")
-        except (NoDaemonError, RefusedError) as error:
-            unasked = error
-    looked = _look(args, unasked)
+            pid = running["pid"]
+    looked = _look(args, pid, unasked)
     if args.format == "prometheus":
         _export(args.output, looked.prometheus())
     elif args.format == "json":
@@ -132,12 +146,15 @@ def _check_options(args: argparse.Namespace) -> None:
         )
 
 
-def _look(args: argparse.Namespace, unasked: GmemdError | None) -> Looked:
-    """Look at VMs here. ``unasked`` is why no daemon could be asked, if one was to be."""
+def _look(args: argparse.Namespace, pid: int | None, unasked: GmemdError | None) -> Looked:
+    """Look at VMs here.
+
+    ``pid`` is that of the VM, where a daemon tells; ``unasked`` is why none could be asked.
+    """
     from gmemd.cli.audit_running import look  # noqa: PLC0415  what only an audit here needs
 
     try:
-        return look(args)
+        return look(args, pid)
     except NoSuchVmError as error:
         if unasked is None:
             raise
@@ -146,10 +163,10 @@ def _look(args: argparse.Namespace, unasked: GmemdError | None) -> Looked:
         raise NoSuchVmError(f"{error.message}, and {unasked.message}", hint=error.hint) from error
 
 
-def _belongs_to_daemon(args: argparse.Namespace) -> bool:
-    """Whether a daemon holds the memory of that VM. Raises where none can be asked."""
-    vms = call(args.socket, "List")["vms"]
-    return any(vm["vm"] == args.vm and vm.get("running") is None for vm in vms)
+def _known_to_daemon(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The VM of that name as a daemon has it. Raises where none can be asked."""
+    vms: list[dict[str, Any]] = call(args.socket, "List")["vms"]
+    return next((vm for vm in vms if vm["vm"] == args.vm), None)
 
 
 def _export(output: Path | None, content: bytes) -> None:

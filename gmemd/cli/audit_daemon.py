@@ -25,6 +25,7 @@ def audit_by_daemon(socket: Path, name: str, *, as_json: bool) -> int:
     except CallError as error:
         if error.error in _UNSEEN_ERRORS:
             error.exit_code = Exit.UNSEEN
+            error.hint = error.hint or f"`gmemd status {name}` says what to do about it"
         raise
     if as_json:
         print_json(vm)

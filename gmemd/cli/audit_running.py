@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gmemd
 from gmemd.audit.observed import Effort, Unknown
-from gmemd.cli.audit import NoSuchVmError
+from gmemd.cli.audit import DEFAULT_SAMPLE_PAGES, NoSuchVmError, UntoldError
 from gmemd.cli.figures import estimate, percent
 from gmemd.cli.lines import print_line
 from gmemd.cli.output import console
@@ -21,7 +22,10 @@ from gmemd.host.reading import read_host
 from gmemd.host.vms.finding import to_see_it
 from gmemd.host.vms.hidden import hidden_processes
 from gmemd.plan.matching import LEAST_GUEST_BYTES
-from gmemd.spec.problems import printable
+from gmemd.spec.config import load_config
+from gmemd.spec.loading import load_directory
+from gmemd.spec.model import Source
+from gmemd.spec.problems import SpecError, printable
 from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
     from gmemd.export.snapshot import VmStatus
     from gmemd.host.model import Host
+    from gmemd.spec.model import VmSpec
 
 PATIENCE_SECONDS = 1.0
 NAMES_TOLD = 10
@@ -125,7 +130,8 @@ class Looked:
         if not self.vms:
             return "no running VM was found" + ("" if self.hidden else " on this host")
         words = [f"{totals['vms']} VM{'' if totals['vms'] == 1 else 's'}"]
-        words.append(f"{self._size(totals['resident'])} resident")
+        if totals["not_seen"] < totals["vms"]:
+            words.append(f"{self._size(totals['resident'])} resident")
         seen = totals["placed"] + totals["misplaced"]
         if seen:
             share = percent(totals["misplaced"] / seen)
@@ -153,16 +159,19 @@ class Looked:
         return estimate(size) if sampled and size else format_size(size)
 
 
-def look(args: argparse.Namespace) -> Looked:
-    """Find the VMs that are asked for, and look at them. Raises GmemdError."""
+def look(args: argparse.Namespace, pid: int | None = None) -> Looked:
+    """Find the VMs that are asked for, and look at them. Raises GmemdError.
+
+    ``pid`` is that of the one VM that is asked for by name, where a daemon tells it.
+    """
     finder = Finder()
-    found = _wanted(finder, args)
+    found = _wanted(finder, args, pid)
     host = read_host(probe=False)
     statuses: list[VmStatus] = []
     ended: list[str] = []
     with _progress(found.vms) as (advance, enter):
         effort = Effort(
-            sample_pages=None if args.full else args.sample,
+            sample_pages=None if args.full else args.sample or DEFAULT_SAMPLE_PAGES,
             rng=random.Random(),  # noqa: S311  a sample, no secret
             progress=advance,
         )
@@ -186,8 +195,8 @@ def look(args: argparse.Namespace) -> Looked:
     )
 
 
-def _wanted(finder: Finder, args: argparse.Namespace) -> Found:
-    """The VMs that the command line asks for."""
+def _wanted(finder: Finder, args: argparse.Namespace, pid: int | None) -> Found:
+    """The VMs that the command line asks for; ``pid`` where a daemon knows the one by that name."""
     if args.pid is not None:
         vm = finder.find_pid(args.pid)
         if vm is None:
@@ -200,14 +209,43 @@ def _wanted(finder: Finder, args: argparse.Namespace) -> Found:
                 "that gmemd knows",
                 hint="`gmemd audit --all` finds all VMs",
             )
+        if vm.vmm.kvm is None and not vm.declaration.vmm:
+            raise UntoldError(
+                f"whether pid {args.pid} ({printable(vm.vmm.program)}) is a VM can't be told: "
+                f"{vm.vmm.blocked}",
+                hint=vm.vmm.hint,
+            )
         return Found((vm,))
-    found = finder.find()
+    found = finder.find(*_specs())
     if args.all:
         return found
-    chosen = tuple(vm for vm in found.vms if vm.name == args.vm)
+    chosen = tuple(vm for vm in found.vms if _is_meant(vm, args.vm, pid))
     if not chosen:
-        raise NoSuchVmError(f"no running VM is named {args.vm!r}", hint=_names(found))
-    return Found(chosen)
+        raise NoSuchVmError(f"no running VM is named '{printable(args.vm)}'", hint=_names(found))
+    return Found(tuple(replace(vm, name=args.vm) if pid else vm for vm in chosen))
+
+
+def _is_meant(vm: FoundVm, name: str, pid: int | None) -> bool:
+    """Whether a VM is the one of that name, as it is or as it is printed; or a daemon's, by pid."""
+    if pid is not None:
+        return vm.vmm.pid == pid
+    return name in (vm.name, printable(vm.name, longest=None))
+
+
+def _specs() -> tuple[tuple[VmSpec, ...], frozenset[str]]:
+    """The installed specs of VMs that others run, and the names of all others.
+
+    A daemon goes by them, and so does this. Those that can't be read are left out, with a word.
+    """
+    try:
+        directories = [path for path in load_config().vms_directories if path.is_dir()]
+        loaded = load_directory(directories) if directories else None
+    except SpecError as error:
+        print(f"gmemd: the VM specs are left out of account: {error.message}", file=sys.stderr)
+        return (), frozenset()
+    specs = loaded.specs if loaded is not None else ()
+    observed = tuple(spec for spec in specs if spec.source is Source.OBSERVE)
+    return observed, frozenset(spec.vm for spec in specs) - {spec.vm for spec in observed}
 
 
 def _processes(count: int) -> str:

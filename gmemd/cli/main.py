@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -45,6 +47,8 @@ SUBCOMMANDS = {
     "audit": Subcommand("gmemd.cli.audit", "one audit now: where the pages really are"),
     "schema": Subcommand("gmemd.cli.schema", "JSON Schemas of VM specs and config, for editors"),
 }
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 EXIT_CODES = (
     "exit codes: 0 well; 1 drift; 2 usage or bad spec; 3 the host can't, or it doesn't fit; "
@@ -118,6 +122,8 @@ def _run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the result is the process's exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal's charset lacks
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except GmemdError as error:
@@ -129,6 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_stdout()
         return int(Exit.OK)
     except Exception as error:  # noqa: BLE001  the last resort: everything expected is a GmemdError
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _discard_stdout()
+            print(f"gmemd: output can't be written: {error.strerror}", file=sys.stderr)
+            return int(Exit.HOST)
         if os.environ.get("GMEMD_TRACEBACK"):
             traceback.print_exc()
         print(f"gmemd: internal error: {type(error).__name__}: {error}", file=sys.stderr)

@@ -21,9 +21,15 @@ def console(*, stderr: bool = False) -> Console:
     """
     from rich.console import Console  # noqa: PLC0415  rich is imported only where something is drawn
 
+    class Terminal(Console):
+        """A console whose reader may go away: that is no failure of the command's."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return Terminal(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def table(*, title: str | None = None) -> Table:

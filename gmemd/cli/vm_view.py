@@ -128,16 +128,19 @@ def _regions(vm: Mapping[str, Any]) -> Table:
                 f"{region['backend']} {format_size(region['page_size'])}",
                 policy.removesuffix(" -"),
                 region["strategy"],
-                _kernel_policy(region),
+                _kernel_policy(region, running=vm["running"] is not None),
             )
     return drawn
 
 
-def _kernel_policy(region: Mapping[str, Any]) -> str:
-    """What the kernel holds for the region: as read back, and what became of the request."""
-    if region["resident"] is None:
-        return "-"
+def _kernel_policy(region: Mapping[str, Any], *, running: bool) -> str:
+    """What the kernel holds for the region: as read back, and what became of the request.
+
+    Of a running VM it is read only where every page is looked at.
+    """
     read = region["policy_read"]
+    if region["resident"] is None or (running and read is None):
+        return "-" if region["resident"] is None else "not read"
     words = []
     if read is not None:
         words.append(f"{read['mode']} {nodes(read['host_nodes'])}".removesuffix(" -"))
@@ -162,7 +165,9 @@ def _notes(vm: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     audit = vm["audit"]
     if audit is None:
         return
-    kind = "every resident page" if audit["exact"] else "a sample of the pages"
+    left = vm["running"]["unmatched"] if vm["running"] is not None else []
+    exact = audit["exact"] and not any(piece["sampled"] for piece in left)
+    kind = "every resident page" if exact else "a sample of the pages"
     yield "audit", f"{kind} in {audit['duration_seconds']:.2g} s, {_cpu(audit)} of CPU time"
     if audit["errors"]:
         words = ", ".join(f"{reason} {count}" for reason, count in audit["errors"].items())

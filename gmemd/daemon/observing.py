@@ -25,6 +25,7 @@ from gmemd.host.vms.finding import VmmFinder
 from gmemd.plan.matching import LEAST_GUEST_BYTES
 from gmemd.plan.observed import is_no_vm, plan_observed, unique_names
 from gmemd.spec.model import Source
+from gmemd.spec.sizes import format_size
 from gmemd.spec.vmm.reading import read_command_line, vmm_kind
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3
 CHANGING = "its mappings changed while they were looked at, again and again"
+MORE_BY_POLICIES = "`gmemd audit --full` with its name reads the kernel's policies, which may tell"
 DECLARES_NOTHING = "nothing declares where its memory should be: shown as it is"
 
 
@@ -198,10 +200,19 @@ def observe(found: FoundVm, host: Host, effort: Effort) -> VmStatus:
         policies={address: (held.mode, held.nodes) for address, held in policies.items()},
         spec=found.spec,
     )
-    seen = audit_observed(vm, effort, policies)
+    seen = _with_missing(vm, audit_observed(vm, effort, policies), effort)
     audit = _believed(vm, seen.audit, host) if seen.audit is not None else None
     drift = compute_drift(vm.plan, audit, host) if audit is not None and vm.regions else None
     return _status(vm, seen, audit, drift)
+
+
+def _with_missing(vm: ObservedVm, seen: ObservedAudit, effort: Effort) -> ObservedAudit:
+    """Say what is declared and may be in memory that can't be told apart."""
+    if not (vm.missing and vm.unmatched):
+        return seen
+    hint = "" if effort.sample_pages is None else MORE_BY_POLICIES
+    unseen = Unseen(Unknown.UNMATCHED, "; ".join(vm.missing), hint)
+    return replace(seen, unseen=(*seen.unseen, unseen))
 
 
 def _believed(vm: ObservedVm, audit: VmAudit, host: Host) -> VmAudit:
@@ -235,6 +246,8 @@ def _status(
         state = VmState.DEGRADED
         message = f"guest node {worst.guest_node}: {worst.cause}: {worst.detail}"
         hint = worst.remedy
+    elif drift is not None:
+        message = "; ".join(_unknown_words(drift))
     return VmStatus(
         vm=vm.name,
         source=Source.OBSERVE,
@@ -252,6 +265,14 @@ def _status(
     )
 
 
+def _unknown_words(drift: VmDrift) -> Iterator[str]:
+    """What of a VM's memory was looked at, and not seen."""
+    for node in drift.guest_nodes:
+        if node.unknown_bytes:
+            why = node.unknown_reason or "its host node could not be read"
+            yield f"guest node {node.guest_node}: {format_size(node.unknown_bytes)} unseen: {why}"
+
+
 def _regions(vm: ObservedVm) -> tuple[RegionStatus, ...]:
     how = {(region.plan.guest_node, region.plan.index): region.how for region in vm.regions}
     return tuple(
@@ -261,7 +282,7 @@ def _regions(vm: ObservedVm) -> tuple[RegionStatus, ...]:
 
 
 def _reason(how: str | None) -> str:
-    return f"its memory was told by {how}" if how is not None else "its memory wasn't found"
+    return f"its memory was found by {how}" if how is not None else "its memory wasn't found"
 
 
 def _running(vm: ObservedVm, seen: ObservedAudit) -> Running:
@@ -292,6 +313,8 @@ def _warnings(vm: ObservedVm, seen: ObservedAudit, audit: VmAudit | None) -> Ite
     if not vm.declared_by and not vm.vmm.blocked:
         yield DECLARES_NOTHING
     yield from vm.notes
+    if not vm.unmatched:
+        yield from vm.missing
     if audit is not None:
         for unseen in seen.unseen:
             yield f"not all of it was seen: {unseen.message}" + (

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _TASK_RULED = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
-_AS_ONE = "the guest has one node: all of the VMM's large mappings"
+_AS_ONE = "size alone: all large mappings count, as the guest has one node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class UnmatchedPiece:
 class ObservedVm:
     """A running VM, by name. ``declared_by`` tells what places it; empty where nothing does.
 
-    ``plan`` has all declared regions, ``regions`` those whose memory was found. ``notes`` are what
-    couldn't be understood or found, for people.
+    ``plan`` has all declared regions, ``regions`` those whose memory was found; ``missing`` says of
+    the others why not. ``notes`` are what couldn't be understood, for people.
     """
 
     name: str
@@ -81,6 +81,7 @@ class ObservedVm:
     plan: VmPlan
     regions: tuple[ObservedRegion, ...]
     unmatched: tuple[UnmatchedPiece, ...]
+    missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -151,17 +152,18 @@ def plan_observed(
         plan=VmPlan(layout.spec(), tuple(layout.plans)),
         regions=tuple(layout.regions),
         unmatched=tuple(UnmatchedPiece(piece, why or _WHY[piece.kind]) for piece, why in left),
-        notes=(*declaration.problems, *_missing_notes(matching, vmm), *layout.notes()),
+        missing=tuple(_missing(matching, vmm)),
+        notes=(*declaration.problems, *layout.notes()),
     )
 
 
 _WHY = {
     PieceKind.ANONYMOUS: (
-        "anonymous memory of no declared backend's size: hot-added, video memory, or the VMM's own"
+        "anonymous memory that is no declared backend's: hot-added, video memory, or the VMM's own"
     ),
-    PieceKind.MEMFD: "a memfd of no declared backend's size: hot-added, or not the guest's",
-    PieceKind.FILE: "a file of no declared backend: hot-added, or not the guest's",
-    PieceKind.GUEST_MEMFD: "a guest_memfd of no declared backend's size",
+    PieceKind.MEMFD: "a memfd that is no declared backend's: hot-added, or not the guest's",
+    PieceKind.FILE: "a file that is no declared backend's: hot-added, or not the guest's",
+    PieceKind.GUEST_MEMFD: "a guest_memfd that is no declared backend's",
 }
 
 
@@ -172,7 +174,7 @@ def _narrowing_cpuset(vmm: VmmProcess, host: Host) -> frozenset[int]:
     return allowed if allowed and allowed != every else frozenset()
 
 
-def _missing_notes(matching: Matching, vmm: VmmProcess) -> list[str]:
+def _missing(matching: Matching, vmm: VmmProcess) -> list[str]:
     if vmm.blocked:
         return []
     return [

@@ -32,7 +32,7 @@ ADDRESS_SCHEMA: JsonSchema = {
     "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*):[0-9]+$",
 }
 
-LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES = 64, 1 << 20
+LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES = 256, 1 << 20
 """Fewer pages tell nothing; more take longer than an audit of a running VM should."""
 
 

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 LIVE_ROOT = Path("/")
 
-_PROGRAMS = re.compile(
-    r"(?:qemu-system-.+|qemu-kvm|qemu|kvm|cloud-hypervisor.*|firecracker.*|crosvm)$"
-)
+_EMULATORS = re.compile(r"(?:qemu-system-.+|qemu-kvm|qemu|kvm)$")
+_PROGRAMS = re.compile(rf"{_EMULATORS.pattern}|(?:cloud-hypervisor.*|firecracker.*|crosvm)$")
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _OWN_CHILD = "gmemd.memory.creator_child"  # makes guest_memfds, and is gone at once
@@ -116,7 +115,7 @@ class VmmFinder:
             kvm = descriptors.holds_vm
             if kvm is None:
                 kvm = maps_a_vcpu(pid, self._root)
-            if not (kvm or known or wanted):
+            if not (kvm or wanted or _EMULATORS.match(program)):
                 return True, None
             return True, self._described(pid, stat, argv, program, kvm=kvm, descriptors=descriptors)
         except (ProcfsError, PermissionError) as error:

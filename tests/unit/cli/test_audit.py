@@ -138,8 +138,8 @@ def test_a_vm_that_nobody_knows(
         (["--all", "--output", "x.prom"], "is for --format prometheus"),
         (["--all", "--format", "prometheus", "--output", "x.txt"], "must end in .prom"),
         (["--all", "--pid", "3"], "not allowed with"),
-        (["--sample", "0", "--all"], "invalid"),
-        (["--sample", "5", "--full", "--all"], "not allowed with"),
+        (["--sample", "255", "--all"], "must be a whole number from 256 to 1048576, not 255"),
+        (["--sample", "500", "--full", "--all"], "not allowed with"),
         ([], "one of the arguments"),
     ],
 )

@@ -146,7 +146,7 @@ def test_what_is_declared_and_not_there_stays_declared(four_nodes: Host) -> None
     vm = plan_observed("db-01", vmm(ram(0x1000, 512)), declaration, four_nodes)
     assert [plan.guest_node for plan in vm.plan.regions] == [0, 1]
     assert [node.id for node in vm.plan.spec.guest_nodes] == [0]
-    assert vm.notes == ("m1 of the command line isn't found in memory: no mapping has its size",)
+    assert vm.missing == ("m1 of the command line isn't found in memory: no mapping has its size",)
 
 
 def test_one_block_of_several_guest_nodes_is_cut(four_nodes: Host) -> None:
@@ -216,4 +216,4 @@ def test_a_vm_that_cant_be_looked_into_keeps_what_it_declares(four_nodes: Host) 
     process = replace(vmm(), blocked="not permitted", hint="be root")
     vm = plan_observed("db-01", process, declared(backend("m0", 512, host_nodes="2")), four_nodes)
     assert vm.regions == ()
-    assert vm.notes == ()
+    assert vm.missing == ()

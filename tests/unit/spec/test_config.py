@@ -72,7 +72,7 @@ def test_fields_can_be_given_by_name_in_python_only() -> None:
         ),
         (
             "audit: {sample: 10}",
-            "g.yaml:1:17: audit.sample: must be a whole number from 64 to 1048576 (got 10)",
+            "g.yaml:1:17: audit.sample: must be a whole number from 256 to 1048576 (got 10)",
         ),
         (
             "audit: {interval: 60}",
