@@ -286,7 +286,9 @@ def test_of_two_mappings_that_look_alike_a_sample_believes_none(running: Running
     for piece in vm["running"]["unmatched"]:
         assert piece["why"] == ("2 mappings have the size of r0, and nothing tells which is its")
     (warning,) = vm["warnings"]
-    assert warning.startswith("r0 of the command line isn't found in memory")
+    assert "r0 of the command line isn't found in memory" in warning
+    assert "`gmemd audit --full`" in warning
+    assert vm["running"]["unknown"] == "unmatched"
 
 
 def test_samples_hold_the_truth(running: Running) -> None:
