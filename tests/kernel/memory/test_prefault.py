@@ -36,7 +36,7 @@ def no_children() -> bool:
     """No helper is left of those that gmemd starts; the lab's machine may be a child as well."""
     tasks = Path("/proc/self/task").iterdir()
     children = [pid for task in tasks for pid in (task / "children").read_text().split()]
-    return not any(b"gmemd" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children)
+    return not any(b"gmemd.memory" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children)
 
 
 @pytest.fixture

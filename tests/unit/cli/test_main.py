@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -136,3 +139,39 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
+
+
+def printing(stdout: int | IO[bytes], **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command that draws a table."""
+    return subprocess.run(
+        [sys.executable, "-m", "gmemd", "host"],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+        check=False,
+        timeout=60,
+    )
+
+
+def test_a_reader_of_a_table_that_goes_away_is_no_failure() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        result = printing(write_end)
+    finally:
+        os.close(write_end)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_output_that_has_no_room_is_told() -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = printing(full)
+    assert result.returncode == 3
+    assert result.stderr == b"gmemd: output can't be written: No space left on device\n"
+
+
+def test_a_terminal_that_lacks_characters() -> None:
+    result = printing(subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert result.returncode in (0, 3)
+    assert b"internal error" not in result.stderr
+    assert result.stdout.isascii()
