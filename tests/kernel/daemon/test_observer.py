@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import time
@@ -126,6 +127,11 @@ def test_a_spec_waits_for_its_vm_and_judges_it(watching: Daemon, vm_name: str) -
         assert [drift["misplaced"] for drift in drifts] == [0, 64 * MIB]
         assert vm_name not in watching.names()
         assert watching.gmemd("status", "db-01", "--exit-code").returncode == 1
+        told = watching.gmemd("audit", "db-01", "--json")
+        assert told.returncode == 1
+        assert json.loads(told.stdout)["running"]["declared_by"] == "its spec"
+        in_full = json.loads(watching.gmemd("audit", "db-01", "--full", "--json").stdout)
+        assert (in_full["vm"], in_full["running"]["pid"]) == ("db-01", qemu.pid)
         assert sum("drifts" in line for line in logged(watching, "db-01")) == 1
     watching.wait_for("db-01", "waiting")
 
@@ -144,6 +150,32 @@ def test_several_vms_for_one_spec_are_told_and_none_is_taken(
         )
         assert vm["hint"]
         assert watching.describe(vm_name)["running"]["pid"] == one.pid
+        other = watching.gmemd("audit", f"{vm_name}@{two.pid}", "--json")
+        assert json.loads(other.stdout)["running"]["pid"] == two.pid
+        asked = watching.gmemd("audit", "db-01")
+        assert asked.returncode == 5
+        assert "hint: `gmemd status db-01`" in asked.stderr
+
+
+def test_memory_that_cant_be_told_apart_is_unknown(watching: Daemon, vm_name: str) -> None:
+    """A backend that is hot-added in a declared one's size: no figure is made up, none is lost."""
+    more = ("-m", "64M,slots=2,maxmem=256M")
+    backend = "memory-backend-ram,id=r0,size=64M,prealloc=on,host-nodes=0,policy=bind"
+    with start_qemu(*more, "-object", backend, "-numa", "node,memdev=r0", name=vm_name) as qemu:
+        watching.wait_for(vm_name, "ready")
+        unknown = f'gmemd_vm_memory_unknown{{reason="unmatched",vm="{vm_name}"}}'
+        assert unknown not in series(watching, vm_name)
+        qemu.command(
+            "object-add",
+            **{"qom-type": "memory-backend-ram", "id": "hot", "size": 64 * MIB, "prealloc": True},
+        )
+        watching.until(lambda: series(watching, vm_name).get(unknown) == 1)
+        vm = watching.describe(vm_name)
+        assert vm["running"]["unknown"] == "unmatched"
+        assert "`gmemd audit --full`" in vm["warnings"][0]
+        told = json.loads(watching.gmemd("audit", vm_name, "--full", "--json").stdout)
+        assert told["running"]["unknown"] is None
+        assert told["guest_nodes"][0]["drift"]["placed"] == 64 * MIB
 
 
 def test_a_spec_by_the_vms_own_name_comes_and_goes(watching: Daemon, vm_name: str) -> None:
