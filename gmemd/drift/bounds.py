@@ -25,7 +25,10 @@ def drift_bounds(regions: Sequence[RegionDrift]) -> Interval | None:
 def node_bounds(
     regions: Sequence[RegionDrift], nodes: Iterable[int]
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """Give the least and the most bytes that each host node may hold: sums over the regions."""
+    """Give the least and the most bytes that each host node may hold: sums over the regions.
+
+    What is unknown may be on any.
+    """
     lower: dict[int, int] = {}
     upper: dict[int, int] = {}
     for node in sorted(nodes):
@@ -39,9 +42,11 @@ def _bytes_between(audit: RegionAudit, node: int) -> tuple[int, int]:
     sample = audit.sample
     if sample is None:
         held = audit.by_node.get(node, 0)
-        return held, held
-    pages = pages_between(sample.by_node.get(node, 0), sample.drawn, sample.population)
-    return pages[0] * audit.page_size, pages[1] * audit.page_size
+        return held, held + audit.unknown_bytes
+    held = sample.by_node.get(node, 0)
+    fewest = pages_between(held, sample.drawn, sample.population)[0]
+    most = pages_between(held + sample.unknown, sample.drawn, sample.population)[1]
+    return fewest * audit.page_size, most * audit.page_size + _beyond(audit, sample)
 
 
 def _parts(region: RegionDrift) -> Iterator[Part]:
@@ -64,11 +69,15 @@ def _parts(region: RegionDrift) -> Iterator[Part]:
             wilson(misplaced + sample.unknown, hits).upper,
         ),
     )
-    beyond = audit.unknown_bytes - _estimate(sample.unknown, sample) * audit.page_size
-    if beyond > 0:
+    beyond = _beyond(audit, sample)
+    if beyond:
         yield Part(Interval(beyond, beyond), Interval(0.0, 1.0))
 
 
-def _estimate(hits: int, sample: Sample) -> int:
-    """Pages of the population, rounded up: a page too many of the sample is none beyond it."""
-    return -(-hits * sample.population // sample.drawn) if sample.drawn else 0
+def _beyond(audit: RegionAudit, sample: Sample) -> int:
+    """Bytes that are known to exist beyond what the sample was drawn from.
+
+    What the sample itself found unknown is rounded up: a page too many of it is none beyond it.
+    """
+    found = -(-sample.unknown * sample.population // sample.drawn) if sample.drawn else 0
+    return max(0, audit.unknown_bytes - found * audit.page_size)

@@ -271,9 +271,15 @@ def test_an_observed_vms_policy_is_compared_where_the_kernel_keeps_it(backend: B
 
 
 def test_exact_bounds_are_the_bytes_themselves() -> None:
-    node = drift_of(Case(by_node={1: 3 * MIB, 2: MIB}, unknown=MIB))
+    node = drift_of(Case(by_node={1: 3 * MIB, 2: MIB}))
     assert node.by_node_lower == node.by_node_upper == node.by_node
     assert not node.sampled
+
+
+def test_what_is_unknown_may_be_on_any_host_node() -> None:
+    node = drift_of(Case(by_node={1: 3 * MIB, 2: MIB}, unknown=MIB))
+    assert node.by_node_lower == {1: 3 * MIB, 2: MIB}
+    assert node.by_node_upper == {1: 4 * MIB, 2: 2 * MIB}
 
 
 def test_a_sample_of_one_region_has_the_interval_of_its_share() -> None:
