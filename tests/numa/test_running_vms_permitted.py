@@ -120,7 +120,7 @@ def test_who_sees_that_they_are_there_alone(
     assert text.exit_code == 6
     assert text.stdout.count(f"  hint: {hint}\n") == 2
     lines = text.stdout.splitlines()
-    assert lines[-2] == "2 VMs, 0B resident, 2 could not be seen"
+    assert lines[-2] == "2 VMs, 2 could not be seen"
     assert lines[-1].endswith(f"could not be looked into and may hold VMs: {hint}")
 
 
