@@ -30,3 +30,8 @@ class GmemdError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @property
+    def in_one_line(self) -> str:
+        """The message with its hint, as logs have it."""
+        return f"{self.message} (hint: {self.hint})" if self.hint else self.message

@@ -20,7 +20,6 @@ from gmemd.export.snapshot import JSON_VERSION, Snapshot, vm_to_json
 from gmemd.export.textfile import render_textfile
 from gmemd.host.reading import read_host
 from gmemd.host.vms.finding import to_see_it
-from gmemd.host.vms.hidden import hidden_processes
 from gmemd.plan.matching import LEAST_GUEST_BYTES
 from gmemd.spec.config import load_config
 from gmemd.spec.loading import load_directory
@@ -83,7 +82,13 @@ class Looked:
 
     def prometheus(self) -> bytes:
         """The metrics of the VMs."""
-        snapshot = Snapshot(gmemd.__version__, self.taken_timestamp, host=self.host, vms=self.vms)
+        snapshot = Snapshot(
+            gmemd.__version__,
+            self.taken_timestamp,
+            host=self.host,
+            vms=self.vms,
+            unseen_processes=self.unseen_processes if self.whole_host else None,
+        )
         return render_textfile(snapshot)
 
     def totals(self) -> dict[str, int]:
@@ -189,7 +194,7 @@ def look(args: argparse.Namespace, pid: int | None = None) -> Looked:
         vms=tuple(sorted(statuses, key=_worst_first)),
         ended=tuple(ended),
         unseen_processes=found.unseen_processes,
-        hidden=hidden_processes() if args.all else "",
+        hidden=found.hidden_processes if args.all else "",
         taken_timestamp=time.time(),
         whole_host=args.all,
     )
@@ -256,8 +261,8 @@ def _names(found: Found) -> str:
     unseen = ""
     if found.unseen_processes:
         unseen = f"; {_processes(found.unseen_processes)} can't be looked into: {to_see_it()}"
-    if hidden := hidden_processes():
-        unseen += f"; {hidden}"
+    if found.hidden_processes:
+        unseen += f"; {found.hidden_processes}"
     if not found.vms:
         return f"none was found at all{unseen}"
     names = ", ".join(printable(vm.name) for vm in found.vms[:NAMES_TOLD])

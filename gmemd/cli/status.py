@@ -96,6 +96,8 @@ def _print_all(told: dict[str, Any]) -> None:
             f"{unseen} process{'' if unseen == 1 else 'es'} can't be looked into by the daemon and "
             "may hold VMs: it takes CAP_SYS_PTRACE, as gmemd.service.d/observe.conf gives",
         )
+    if hidden := told.get("hidden_processes"):
+        print_notice(out, f"there may be more VMs: {hidden}")
     if not told["reload_successful"]:
         print_notice(out, f"the last reload was not successful: {told['reload_message']}")
 

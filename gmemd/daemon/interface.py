@@ -185,6 +185,7 @@ class ListResult(TypedDict):
     reload_message: str
     audit_interval_seconds: float
     unseen_processes: int | None
+    hidden_processes: str | None
     host_nodes: list[HostNode]
     vms: list[Vm]
 

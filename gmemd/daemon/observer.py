@@ -53,8 +53,9 @@ _LOOKED_FOR = ("it is being looked for", "")
 
 
 class Observer:
-    """Holds the VMs that were found running. ``unseen_processes`` may hold more of them.
+    """Holds the VMs that were found running.
 
+    ``unseen_processes`` may hold more of them; ``hidden_processes`` says why there may be more yet.
     ``changed`` is called whenever there is something to publish; ``host`` gives the host.
     """
 
@@ -68,6 +69,7 @@ class Observer:
         finder: Finder | None = None,
     ) -> None:
         self.unseen_processes: int | None = None
+        self.hidden_processes = ""
         self._workers = workers
         self._counters = counters
         self._host = host
@@ -193,7 +195,10 @@ class Observer:
                 found.unseen_processes,
                 remedy(),
             )
+        if wanted.discovery and found.hidden_processes and not self.hidden_processes:
+            log.warning("there may be more VMs: %s", found.hidden_processes)
         self.unseen_processes = found.unseen_processes if wanted.discovery else None
+        self.hidden_processes = found.hidden_processes if wanted.discovery else ""
 
     async def _look(self, vm: Watched, host: Host) -> None:
         """Look at one VM, and take on what was seen."""

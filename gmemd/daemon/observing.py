@@ -21,7 +21,8 @@ from gmemd.audit.observed import (
 from gmemd.drift.compute import compute_drift
 from gmemd.drift.rivals import as_unknown, misled
 from gmemd.export.snapshot import RegionStatus, Running, Unmatched, VmState, VmStatus
-from gmemd.host.vms.finding import VmmFinder
+from gmemd.host.vms.finding import VmmFinder, still_runs
+from gmemd.host.vms.hidden import hidden_processes
 from gmemd.plan.matching import LEAST_GUEST_BYTES
 from gmemd.plan.observed import is_no_vm, plan_observed, unique_names
 from gmemd.spec.model import Source
@@ -58,10 +59,11 @@ class FoundVm:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """All VMs by name, and how many processes may hold one and can't be seen."""
+    """All VMs by name, how many processes may hold one and can't be seen, which are hidden."""
 
     vms: tuple[FoundVm, ...] = ()
     unseen_processes: int = 0
+    hidden_processes: str = ""
 
 
 @dataclass(slots=True)
@@ -76,7 +78,8 @@ class Finder:
         ``specs`` are those with ``source: observe``, whose VM gets the spec's name; ``taken`` are
         names that other VMs have.
         """
-        return _named(*_described(self.processes), tuple(specs), taken)
+        found = _named(*_described(self.processes), tuple(specs), taken)
+        return replace(found, hidden_processes=hidden_processes())
 
     def find_pid(self, pid: int) -> FoundVm | None:
         """Return the VM that a process holds, or that it is said to be; None if there is none."""
@@ -90,31 +93,24 @@ class Finder:
         Its process is looked at before, as it may have other mappings than when it was found, and
         again afterwards: had they changed meanwhile, the pages might be other memory's.
         """
-        now = self._again(found)
+        pid = found.vmm.pid
+        before = self.processes.mappings(pid, LEAST_GUEST_BYTES)
         for _ in range(ATTEMPTS):
+            now = self._again(found)
             if now is None:
                 return _unseen(found, host, gone(found.vmm))
             status = observe(now, host, effort)
-            before, now = now, self._again(found)
-            if now is not None and _memory(before.vmm) == _memory(now.vmm):
+            before, then = self.processes.mappings(pid, LEAST_GUEST_BYTES), before
+            if before == then:
                 return status
         return _unseen(found, host, Unseen(Unknown.UNREADABLE, CHANGING))
 
     def _again(self, found: FoundVm) -> FoundVm | None:
         """The VM as it is now; None if its process ended, or is another program by now."""
-        for vmm, declaration in _described(self.processes, only=found.vmm.pid)[0]:
-            if (vmm.start_ticks, vmm.argv) == (found.vmm.start_ticks, found.vmm.argv):
-                return replace(found, vmm=vmm, declaration=declaration)
+        for vmm in self.processes.find(found.vmm.pid).vmms:
+            if still_runs(found.vmm) and vmm.argv == found.vmm.argv:
+                return replace(found, vmm=vmm)
         return None
-
-
-def _memory(vmm: VmmProcess) -> list[tuple[object, ...]]:
-    """What of a process' large mappings decides whose pages they show."""
-    return [
-        (piece.address, piece.size_bytes, piece.inode, piece.offset, piece.shared)
-        for piece in vmm.pieces
-        if piece.size_bytes >= LEAST_GUEST_BYTES
-    ]
 
 
 def _unseen(found: FoundVm, host: Host, unseen: Unseen) -> VmStatus:

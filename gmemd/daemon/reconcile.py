@@ -135,6 +135,7 @@ class Reconciler:
             host=self._host,
             vms=self.observer.beside(vm.status() for vm in self.vms.values()),
             unseen_processes=self.observer.unseen_processes,
+            hidden_processes=self.observer.hidden_processes,
             committed=self._commitments().committed,
             audit_interval_seconds=self.audit_interval_seconds,
             reload_successful=self.reload_successful,
@@ -254,7 +255,7 @@ class Reconciler:
         except GmemdError as error:
             reason = str(getattr(error, "reason", type(error).__name__))
             if vm.fail(reason, error.message, error.hint or ""):
-                log.error("%s: %s%s", vm.name, error.message, _hint(error))  # noqa: TRY400
+                log.error("%s: %s", vm.name, error.in_one_line)  # noqa: TRY400
         except Exception:
             log.exception("%s: unexpected failure", vm.name)
             vm.fail("internal", "internal error", "the daemon's log has the traceback")
@@ -275,7 +276,7 @@ class Reconciler:
         try:
             self._host = await self._workers.read_host()
         except GmemdError as error:
-            log.error("reading the host: %s%s", error.message, _hint(error))  # noqa: TRY400
+            log.error("reading the host: %s", error.in_one_line)  # noqa: TRY400
         finally:
             self._host_due = time.monotonic() + self.audit_interval_seconds
             self._host_task = None
@@ -352,7 +353,7 @@ class Reconciler:
         except GmemdError as error:
             self._counters.add_audit_error("failed")
             if vm.audit_error != error.message:
-                log.warning("%s: audit: %s%s", vm.name, error.message, _hint(error))
+                log.warning("%s: audit: %s", vm.name, error.in_one_line)
             vm.audit_error = error.message
         else:
             vm.audit, vm.audit_error = audit, ""
@@ -394,7 +395,3 @@ class Reconciler:
         vm.plan = vm.audit = vm.drift = None
         self._host_due = 0.0
         self.retry_failed()
-
-
-def _hint(error: GmemdError) -> str:
-    return f" (hint: {error.hint})" if error.hint else ""

@@ -117,8 +117,7 @@ class Daemon:
                 self._reconciler.reload_successful = False
                 self._reconciler.reload_message = error.message
                 self._reconciler.publish()
-                hint = f" (hint: {error.hint})" if error.hint else ""
-                log.error("reload failed: %s%s", error.message, hint)  # noqa: TRY400
+                log.error("reload failed: %s", error.in_one_line)  # noqa: TRY400
                 raise ReloadFailed(message=error.message, hint=error.hint) from error
             finally:
                 self._notifier.ready()

@@ -64,12 +64,14 @@ class ObservationCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families of the snapshot that are about VMs."""
         yield _build_family(self._snapshot)
+        yield _unseen_family(self._snapshot)
         yield from _vm_families(self._snapshot)
         yield from _guest_node_families(self._snapshot)
 
 
 def _families(snapshot: Snapshot, counters: Counters) -> Iterator[Metric]:
     yield _build_family(snapshot)
+    yield _unseen_family(snapshot)
     yield from _daemon_families(snapshot)
     yield from _host_families(snapshot)
     yield from _vm_families(snapshot)
@@ -81,6 +83,14 @@ def _build_family(snapshot: Snapshot) -> Metric:
     build = InfoMetricFamily("gmemd_build", "gmemd's version.")
     build.add_metric([], {"version": snapshot.version})
     return build
+
+
+def _unseen_family(snapshot: Snapshot) -> Metric:
+    return GaugeMetricFamily(
+        "gmemd_host_unseen_processes",
+        "Processes that may hold VMs and could not be looked into; absent without a search.",
+        value=snapshot.unseen_processes,
+    )
 
 
 def _daemon_families(snapshot: Snapshot) -> Iterator[Metric]:

@@ -156,7 +156,8 @@ class Snapshot:
 
     ``version`` is gmemd's own. ``committed`` maps host nodes to placeable bytes promised to
     regions but not yet resident. ``unseen_processes`` may hold VMs and can't be looked into; None
-    where nobody looked for running VMs.
+    where nobody looked for running VMs. ``hidden_processes`` tells of those that can't even be
+    known of, and is empty where there are none.
     """
 
     version: str
@@ -169,6 +170,7 @@ class Snapshot:
     reload_success_timestamp: float = 0.0
     reload_message: str = ""
     unseen_processes: int | None = None
+    hidden_processes: str = ""
 
     def vm(self, name: str) -> VmStatus | None:
         """The VM of that name, or None."""
@@ -186,6 +188,7 @@ def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
         "reload_message": snapshot.reload_message,
         "audit_interval_seconds": snapshot.audit_interval_seconds,
         "unseen_processes": snapshot.unseen_processes,
+        "hidden_processes": snapshot.hidden_processes or None,
         "host_nodes": [
             _host_node_to_json(node, snapshot.committed.get(node.id, 0)) for node in nodes
         ],

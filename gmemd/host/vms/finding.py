@@ -14,7 +14,7 @@ from gmemd.host.vms.cgroups import main_cgroup, read_cgroups, read_mems, unit_of
 from gmemd.host.vms.descriptors import Descriptors, read_descriptors
 from gmemd.host.vms.filesystems import Filesystems, read_filesystems
 from gmemd.host.vms.model import FoundVmms, VmmProcess
-from gmemd.host.vms.pieces import maps_a_vcpu, read_pieces
+from gmemd.host.vms.pieces import large_mappings, maps_a_vcpu, read_pieces
 from gmemd.kernel.procfs.text import ProcfsError, parse_number, read_text
 
 if TYPE_CHECKING:
@@ -91,6 +91,13 @@ class VmmFinder:
             by_argv.setdefault(vmm.argv, []).append(vmm)
         held = (vmm for vmm in vmms if not _waits(vmm, by_argv[vmm.argv]))
         return FoundVmms(tuple(sorted(held, key=lambda vmm: vmm.pid)), unseen)
+
+    def mappings(self, pid: int, least_bytes: int) -> tuple[str, ...]:
+        """What a process has mapped that may be guest memory; empty where that can't be seen."""
+        try:
+            return large_mappings(pid, self._root, least_bytes)
+        except ProcfsError:
+            return ()
 
     def _pids(self) -> Iterator[int]:
         for name in os.listdir(self._root / "proc"):  # noqa: PTH208  thousands of names

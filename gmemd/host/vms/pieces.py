@@ -60,13 +60,22 @@ def maps_a_vcpu(pid: int, root: Path) -> bool:
     )
 
 
-def _large_lines(text: str) -> Iterator[str]:
+def large_mappings(pid: int, root: Path, least_bytes: int) -> tuple[str, ...]:
+    """The lines of /proc/PID/maps of what may be guest memory, from a size on.
+
+    Two looks that give the same lines saw the same memory at the same addresses.
+    """
+    lines = _large_lines(read_text(root / f"proc/{pid}/maps"), least_bytes)
+    return tuple(line for line in lines if " rw-" in line and not line.endswith("]"))
+
+
+def _large_lines(text: str, least_bytes: int = LEAST_BYTES) -> Iterator[str]:
     """Leave out the hundreds of small mappings before anything else is made of the lines."""
     for line in text.split("\n"):
         dash, space = line.find("-"), line.find(" ")
-        if 0 < dash < space and int(line[dash + 1 : space], 16) - int(line[:dash], 16) >= (
-            LEAST_BYTES
-        ):
+        if not 0 < dash < space:
+            continue
+        if int(line[dash + 1 : space], 16) - int(line[:dash], 16) >= least_bytes:
             yield line
 
 

@@ -171,3 +171,8 @@ def test_without_a_daemon_there_is_a_way_out(
     error, hint = capsys.readouterr().err.splitlines()
     assert error.startswith("gmemd: no daemon answers at")
     assert hint.startswith("hint: start it")
+
+
+def test_hidden_processes_are_told_of(show: Callable[..., tuple[int, list[str]]]) -> None:
+    _, lines = show(vms=(FOUND,), hidden_processes="other users' processes are hidden")
+    assert lines[-1] == "there may be more VMs: other users' processes are hidden"
