@@ -183,6 +183,25 @@ def test_a_vmm_that_died_has_ended(vmms: Vmms) -> None:
     assert status.running.unknown == Unknown.GONE
 
 
+def test_a_vmm_that_ends_right_after_its_pages_were_asked_for_has_ended() -> None:
+    """Its last pages may be somebody else's: they are nobody's placement."""
+    with start_qemu() as qemu:
+        found = Finder().find_pid(qemu.pid)
+        assert found is not None
+        asked: list[int] = []
+
+        def end(length: int) -> None:
+            asked.append(length)
+            qemu.process.kill()
+            qemu.process.wait()
+
+        seen = observe(found, read_host(), Effort(256, Random(1), progress=end))
+    assert asked
+    assert seen.running is not None
+    assert seen.running.unknown == Unknown.GONE
+    assert seen.audit is None
+
+
 def test_a_vmm_that_became_another_program_has_ended(vmms: Vmms) -> None:
     """Its pid and its start are the same, its memory isn't: that would look like an empty VM."""
     pid = vmms.start(qemu_arguments("execs", 8), 8, "exec")

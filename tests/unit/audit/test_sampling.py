@@ -110,3 +110,8 @@ def test_shares_are_never_more_than_there_is_nor_less_than_the_least(
         assert min(population, least) <= share <= population
     assert sum(shares) <= n_pages + len(populations) * (least + 1)
     assert sum(shares) >= min(n_pages, sum(populations))
+
+
+def test_no_region_is_judged_by_a_handful_of_pages() -> None:
+    assert allocate([10**9], 1) == [256]
+    assert min(allocate([10**9, 10**6, 300], 1000)) >= 256

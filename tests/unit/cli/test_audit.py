@@ -155,3 +155,33 @@ def test_a_process_that_is_no_vm(capsys: pytest.CaptureFixture[str]) -> None:
     assert "is no VM" in capsys.readouterr().err
     assert main(["audit", "--pid", "4194303"]) == 2
     assert "there is no process 4194303" in capsys.readouterr().err
+
+
+def running_vm(unknown: str | None, *, drifting: bool = False) -> dict[str, Any]:
+    seen = unknown is None
+    return {
+        "drifting": drifting,
+        "audit": {} if seen else None,
+        "guest_nodes": [],
+        "running": {"unknown": unknown},
+    }
+
+
+@pytest.mark.parametrize(
+    ("unknown", "not_all", "code"),
+    [
+        ([], False, 0),
+        ([], True, 5),
+        ([None], False, 0),
+        ([None, "not_permitted"], False, 5),
+        (["not_permitted", "not_permitted"], True, 6),
+        (["not_permitted", "migrating"], False, 5),
+        (["unmatched"], False, 5),
+    ],
+)
+def test_what_was_not_seen_of_running_vms(
+    unknown: list[str | None], *, not_all: bool, code: int
+) -> None:
+    vms = [running_vm(word) for word in unknown]
+    assert command.exit_code(vms, not_all=not_all) == code
+    assert command.exit_code([*vms, running_vm(None, drifting=True)], not_all=not_all) == 1
