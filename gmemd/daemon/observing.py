@@ -282,16 +282,9 @@ def _reason(how: str | None) -> str:
 
 
 def _running(vm: ObservedVm, seen: ObservedAudit) -> Running:
-    vmm = vm.vmm
-    return Running(
-        pid=vmm.pid,
-        program=vmm.program,
-        kvm=vmm.kvm,
-        unit=vmm.unit,
-        cgroup=vmm.cgroup,
-        started_timestamp=vmm.started_timestamp,
+    return replace(
+        running(vm.vmm, str(seen.unseen[0].reason) if seen.unseen else ""),
         declared_by=vm.declared_by,
-        unknown=str(seen.unseen[0].reason) if seen.unseen else "",
         unmatched=tuple(
             Unmatched(
                 size_bytes=left.piece.size_bytes,
@@ -302,6 +295,19 @@ def _running(vm: ObservedVm, seen: ObservedAudit) -> Running:
             )
             for left, audit in zip(vm.unmatched, seen.unmatched, strict=True)
         ),
+    )
+
+
+def running(vmm: VmmProcess, unknown: str = "") -> Running:
+    """What there is to say of a VMM's process; ``unknown``: why its memory was not looked at."""
+    return Running(
+        pid=vmm.pid,
+        program=vmm.program,
+        kvm=vmm.kvm,
+        unit=vmm.unit,
+        cgroup=vmm.cgroup,
+        started_timestamp=vmm.started_timestamp,
+        unknown=unknown,
     )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gmemd.audit.observed import Unknown
-from gmemd.daemon.observing import matches
-from gmemd.export.snapshot import Running, VmState, VmStatus
+from gmemd.daemon.observing import matches, running
+from gmemd.export.snapshot import VmState, VmStatus
 from gmemd.host.vms.finding import to_see_it
 from gmemd.spec.model import Source
 from gmemd.spec.problems import printable
@@ -137,13 +137,5 @@ def _failed(vm: FoundVm, failure: str) -> VmStatus:
         since=vmm.started_timestamp,
         message=f"looking at it failed: {failure}",
         hint="the daemon's log has the traceback",
-        running=Running(
-            pid=vmm.pid,
-            program=vmm.program,
-            kvm=vmm.kvm,
-            unit=vmm.unit,
-            cgroup=vmm.cgroup,
-            started_timestamp=vmm.started_timestamp,
-            unknown=str(Unknown.UNREADABLE),
-        ),
+        running=running(vmm, str(Unknown.UNREADABLE)),
     )
