@@ -6,11 +6,11 @@ from tests.lab.machine import VARIANTS, Boot, qemu_command
 
 BOOT = Boot(
     kernel=Path("/image/vmlinuz"),
-    initramfs=Path("/work/initramfs"),
+    initramfs=Path("/machine/initramfs"),
     disk=Path("/image/disk.img"),
     checkout=Path("/src/gmemd"),
-    share=Path("/work/share"),
-    console_log=Path("/work/console.log"),
+    share=Path("/machine/share"),
+    console_log=Path("/machine/console.log"),
     stdout_fd=5,
     stderr_fd=6,
 )
