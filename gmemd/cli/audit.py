@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gmemd.cli.output import console, print_json
 from gmemd.daemon.client import DEFAULT_SOCKET, NoDaemonError, RefusedError, call
 from gmemd.errors import Exit, GmemdError
+from gmemd.spec.problems import FieldError
+from gmemd.spec.scalars import parse_sample_pages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +25,6 @@ HELP = (
 )
 
 DEFAULT_SAMPLE_PAGES = 4096
-LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES = 256, 1 << 20
 
 
 class NoSuchVmError(GmemdError):
@@ -94,12 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pages(text: str) -> int:
-    """Read a number of pages that says something of a guest node, and that is worth drawing."""
-    if not text.isdecimal() or not LEAST_SAMPLE_PAGES <= int(text) <= MOST_SAMPLE_PAGES:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number from {LEAST_SAMPLE_PAGES} to {MOST_SAMPLE_PAGES}, not {text}"
-        )
-    return int(text)
+    """Read a number of pages, as argparse wants it."""
+    try:
+        return parse_sample_pages(text)
+    except FieldError as error:
+        raise argparse.ArgumentTypeError(f"{error.message}, not {text}") from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,10 +130,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from gmemd.export.textfile import SUFFIX  # noqa: PLC0415  only where there is a file
-
     if args.output is None:
         return
+    from gmemd.export.textfile import SUFFIX  # noqa: PLC0415  only where there is a file
+
     if args.format != "prometheus":
         raise OptionError(
             f"--output {args.output} is for --format prometheus",

@@ -14,6 +14,7 @@ from gmemd.host.vms.model import Piece, PieceKind
 from gmemd.plan.matching import LEAST_GUEST_BYTES, match_backends
 from gmemd.plan.model import RegionPlan, Strategy, VmPlan
 from gmemd.spec.model import (
+    SMALL_PAGE,
     Backend,
     GuestNode,
     PolicyMode,
@@ -231,7 +232,7 @@ class _Layout:
             index=index,
             size_bytes=size,
             backend=Backend(piece.kind) if piece is not None else Backend.ANONYMOUS,
-            page_size=piece.page_size if piece is not None else 4096,
+            page_size=piece.page_size if piece is not None else SMALL_PAGE,
             policy=policy,
             host_nodes=host_nodes,
             strategy=Strategy.UNMANAGED,

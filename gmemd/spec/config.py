@@ -32,9 +32,6 @@ ADDRESS_SCHEMA: JsonSchema = {
     "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*):[0-9]+$",
 }
 
-LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES = 256, 1 << 20
-"""Fewer pages tell nothing; more take longer than an audit of a running VM should."""
-
 
 def _each(parse: Callable[[str], object], what: str) -> BeforeValidator:
     """Parse one text or a list of texts to a tuple, telling every bad one's place."""
@@ -77,10 +74,6 @@ Seconds: TypeAlias = Annotated[
 ]
 
 
-def _read_sample(text: str) -> int:
-    return scalars.parse_whole_number(text, lowest=LEAST_SAMPLE_PAGES, highest=MOST_SAMPLE_PAGES)
-
-
 class Section(Value):
     """A part of the configuration; made from the file's keys or from the fields' names."""
 
@@ -111,8 +104,8 @@ class AuditConfig(Section):
     ] = 60.0
     sample_pages: Annotated[
         int,
-        from_text(_read_sample, "a number of pages"),
-        WithJsonSchema(number_schema(LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES)),
+        from_text(scalars.parse_sample_pages, "a number of pages"),
+        WithJsonSchema(number_schema(scalars.LEAST_SAMPLE_PAGES, scalars.MOST_SAMPLE_PAGES)),
         Field(
             alias="sample",
             description="Pages of each guest node that an audit of a running VM looks at.",

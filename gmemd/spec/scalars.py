@@ -22,6 +22,9 @@ DURATION = r"[0-9]{1,9}(\.[0-9]{1,6})?\s*(ms|s|m|min|h)"
 NEAREST_DISTANCE, FARTHEST_DISTANCE = 10, 255
 """ACPI 6.5, 5.2.17 (SLIT): 10 is a node's distance to itself, 255 is unreachable."""
 
+LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES = 256, 1 << 20
+"""Fewer pages tell nothing; more take longer than an audit of a running VM should."""
+
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SYNONYMS = {
     "cpus": ("vcpus",),
@@ -79,6 +82,11 @@ def parse_vm_name(text: str) -> str:
     raise FieldError(
         "must be a name of 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
     )
+
+
+def parse_sample_pages(text: str) -> int:
+    """Read how many pages of a guest node are looked at."""
+    return parse_whole_number(text, lowest=LEAST_SAMPLE_PAGES, highest=MOST_SAMPLE_PAGES)
 
 
 def parse_percent(text: str) -> float:
