@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmemd.cli.output import console, print_json
-from gmemd.daemon.client import DEFAULT_SOCKET, NoDaemonError, RefusedError, call
+from gmemd.client.blocking import DEFAULT_SOCKET, NoDaemonError, RefusedError, call
 from gmemd.errors import Exit, GmemdError
 from gmemd.spec.problems import FieldError
 from gmemd.spec.scalars import parse_sample_pages

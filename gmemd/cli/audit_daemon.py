@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from gmemd.cli.output import console, print_json
-from gmemd.daemon.client import CallError, call
+from gmemd.client.blocking import CallError, call
 from gmemd.errors import Exit
 
 if TYPE_CHECKING:

@@ -183,7 +183,7 @@ def _load(paths: Sequence[Path], configured: Sequence[Path]) -> tuple[list[VmSpe
 
 def _ask_daemon(socket: Path) -> Daemon:
     """Ask a running daemon what it promised; nothing where none runs."""
-    from gmemd.daemon.client import NoDaemonError, call  # noqa: PLC0415  as above
+    from gmemd.client.blocking import NoDaemonError, call  # noqa: PLC0415  as above
 
     try:
         reply = call(socket, "List", timeout_seconds=_DAEMON_PATIENCE_SECONDS)

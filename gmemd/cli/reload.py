@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmemd.cli.output import print_json
-from gmemd.daemon.client import DEFAULT_SOCKET, call
+from gmemd.client.blocking import DEFAULT_SOCKET, call
 from gmemd.errors import Exit
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gmemd.daemon.desired import compare
-from gmemd.daemon.interface import Problem, ReloadResult
+from gmemd.daemon.varlink.interface import Problem, ReloadResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

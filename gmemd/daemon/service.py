@@ -11,14 +11,14 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gmemd.daemon.api import protocol_factory
 from gmemd.daemon.desired import ReloadError, read_desired
-from gmemd.daemon.interface import AuditFailed, NotAuditable, ReloadFailed
-from gmemd.daemon.listener import Listener
 from gmemd.daemon.notify import Notifier, missing_extra, watchdog_seconds
 from gmemd.daemon.reconcile import LONGEST_PASS_SECONDS, Reconciler
 from gmemd.daemon.reloading import config_notes, report, summary
-from gmemd.daemon.transport import Server
+from gmemd.daemon.varlink.api import protocol_factory
+from gmemd.daemon.varlink.interface import AuditFailed, NotAuditable, ReloadFailed
+from gmemd.daemon.varlink.listener import Listener
+from gmemd.daemon.varlink.transport import Server
 from gmemd.daemon.watched import wanted
 from gmemd.daemon.work import Workers
 from gmemd.errors import GmemdError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gmemd.daemon.desired import Desired
-    from gmemd.daemon.interface import ReloadResult
+    from gmemd.daemon.varlink.interface import ReloadResult
     from gmemd.export.snapshot import Snapshot, VmStatus
     from gmemd.spec.problems import Problem
 

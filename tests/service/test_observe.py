@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gmemd.daemon.client import call
+from gmemd.client.blocking import call
 from tests.qemu import backends, start_qemu
 from tests.service import unit
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gmemd.daemon.client import NoDaemonError, call
+from gmemd.client.blocking import NoDaemonError, call
 
 CHECKOUT = Path(__file__).parents[2]
 SOCKET = Path("/run/gmemd/io.gmemd")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gmemd.daemon.client import NoDaemonError, call
+from gmemd.client.blocking import NoDaemonError, call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

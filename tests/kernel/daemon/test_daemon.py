@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gmemd.daemon.client import BadCallError, CallError, NoDaemonError, call
+from gmemd.client.blocking import BadCallError, CallError, NoDaemonError, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -282,7 +282,7 @@ def test_no_core_dump_holds_guest_memory(running: Daemon) -> None:
 ACT = """
 import os, sys
 from pathlib import Path
-from gmemd.daemon.client import RefusedError, call
+from gmemd.client.blocking import RefusedError, call
 os.setuid(65534)
 socket = Path(sys.argv[1])
 assert call(socket, "Describe", vm="db-01")["vm"]["vm"] == "db-01"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gmemd.daemon.client import CallError, call
+from gmemd.client.blocking import CallError, call
 from gmemd.daemon.observer import Observer
 from gmemd.daemon.observing import Finder
 from gmemd.daemon.watched import Wanted

@@ -10,7 +10,7 @@ import pytest
 from gmemd.cli import audit as command
 from gmemd.cli import audit_daemon as by_daemon
 from gmemd.cli.main import main
-from gmemd.daemon.client import CallError, NoDaemonError, RefusedError
+from gmemd.client.blocking import CallError, NoDaemonError, RefusedError
 from gmemd.export.snapshot import Snapshot, VmState, snapshot_to_json, vm_to_json
 from tests.unit.daemon.vms import MIB, audited_status, guest_node_drift, host
 

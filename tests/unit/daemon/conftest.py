@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from gmemd.daemon.api import protocol_factory
-from gmemd.daemon.interface import NotAuditable, ReloadFailed
-from gmemd.daemon.listener import Listener
-from gmemd.daemon.transport import Server
+from gmemd.daemon.varlink.api import protocol_factory
+from gmemd.daemon.varlink.interface import NotAuditable, ReloadFailed
+from gmemd.daemon.varlink.listener import Listener
+from gmemd.daemon.varlink.transport import Server
 from gmemd.export.snapshot import Snapshot, VmState, VmStatus
 from gmemd.spec.model import Source
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from gmemd.daemon.interface import ReloadResult
+    from gmemd.daemon.varlink.interface import ReloadResult
 
 
 class IdleService:

@@ -9,7 +9,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING, Self
 
-from gmemd.daemon.transport import BACKLOG
+from gmemd.daemon.varlink.transport import BACKLOG
 from gmemd.errors import Exit, GmemdError
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import pytest
 from asyncvarlink import VarlinkInterface
 from asyncvarlink.conversion import VarlinkType
 
-from gmemd.daemon import transport
-from gmemd.daemon.api import GmemdInterface, interface_text
-from gmemd.daemon.client import CallError, RefusedError, call
-from gmemd.daemon.interface import HostNode, Vm
+from gmemd.client.blocking import CallError, RefusedError, call
+from gmemd.daemon.varlink import transport
+from gmemd.daemon.varlink.api import GmemdInterface, interface_text
+from gmemd.daemon.varlink.interface import HostNode, Vm
 from gmemd.export.snapshot import Snapshot, snapshot_to_json, vm_to_json
 from tests.unit.daemon.vms import audited_status, host
 

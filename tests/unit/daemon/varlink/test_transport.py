@@ -9,8 +9,8 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from gmemd.daemon import transport
-from gmemd.daemon.client import call
+from gmemd.client.blocking import call
+from gmemd.daemon.varlink import transport
 
 if TYPE_CHECKING:
     import pytest

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gmemd.daemon.listener import Listener, SocketError
+from gmemd.daemon.varlink.listener import Listener, SocketError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ from asyncvarlink.serviceerrors import PermissionDenied
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 import gmemd
-from gmemd.daemon.interface import (
+from gmemd.daemon.varlink.interface import (
     INTERFACE,
     AuditFailed,
     HostNode,
@@ -33,7 +33,7 @@ from gmemd.daemon.interface import (
     Vm,
     VmResult,
 )
-from gmemd.daemon.transport import Peer
+from gmemd.daemon.varlink.transport import Peer
 from gmemd.export.snapshot import Snapshot, VmStatus, snapshot_to_json, vm_to_json
 
 _PEER: ContextVar[Peer | None] = ContextVar("peer", default=None)
@@ -57,7 +57,7 @@ class Service(Protocol):
 
 def interface_text() -> str:
     """Return the checked-in description of the interface, comments included."""
-    return files("gmemd.daemon").joinpath("io.gmemd.varlink").read_text(encoding="utf-8")
+    return files("gmemd.daemon.varlink").joinpath("io.gmemd.varlink").read_text(encoding="utf-8")
 
 
 class GmemdInterface(VarlinkInterface, name=INTERFACE):

@@ -1,0 +1,1 @@
+"""Talking to the daemon from other programs. Imports nothing beyond the standard library."""
