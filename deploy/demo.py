@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmemd.daemon.client import NoDaemonError, call
+from gmemd.client.blocking import NoDaemonError, call
 from gmemd.errors import GmemdError
 from gmemd.host.reading import read_host
 
