@@ -7,7 +7,7 @@ of the JSON in gmemd.export.snapshot; io.gmemd.varlink beside this file explains
 from dataclasses import dataclass
 from typing import TypedDict
 
-from asyncvarlink import TypedVarlinkErrorReply
+from asyncvarlink import FileDescriptor, TypedVarlinkErrorReply
 
 INTERFACE = "io.gmemd"
 
@@ -129,6 +129,17 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """The process that has a VM's memory."""
+
+    pid: int
+    since: float
+    program: str | None
+    unit: str | None
+    alive: bool
+
+
+@dataclass(frozen=True)
 class Vm:
     """A VM as the daemon knows it."""
 
@@ -148,6 +159,111 @@ class Vm:
     guest_nodes: list[GuestNode]
     audit: AuditPass | None
     running: Running | None
+    holder: Holder | None
+    inline: bool
+    public: bool
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Bytes of a file at a guest-physical address."""
+
+    gpa: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class LayoutRegion:
+    """A region as it is handed to a VMM."""
+
+    guest_node: int
+    index: int
+    fd_index: FileDescriptor
+    offset: int
+    size: int
+    page_size: int
+    backend: str
+    extents: list[Extent]
+    strategy: str
+    reason: str
+    policy: str
+    host_nodes: list[int]
+    policy_outcome: str | None
+    policy_achieved: Policy | None
+
+
+@dataclass(frozen=True)
+class OfferedRegion:
+    """A region that a VMM registers."""
+
+    guest_node: int
+    fd_index: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class PlacedRegion:
+    """What became of a region that was registered or adopted."""
+
+    id: int
+    guest_node: int
+    index: int
+    offset: int
+    size: int
+    page_size: int
+    backend: str
+    strategy: str
+    reason: str
+    policy: str
+    host_nodes: list[int]
+    policy_outcome: str | None
+    policy_achieved: Policy | None
+    resident: int
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class PlannedRegion:
+    """A region as it would be made."""
+
+    guest_node: int
+    index: int
+    size: int
+    backend: str
+    page_size: int
+    policy: str
+    host_nodes: list[int]
+    prefault: bool
+    strategy: str
+    reason: str
+    demand: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a VM doesn't fit."""
+
+    reason: str
+    message: str
+    hint: str
+    host_nodes: list[int]
+    page_size: int
+    needed: int
+    available: int
+    committed: int
+    reserve: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of several things that something could be."""
+
+    what: str
+    pid: int | None
+    guest_node: int | None
+    size: int | None
 
 
 @dataclass(frozen=True)
@@ -194,6 +310,67 @@ class VmResult(TypedDict):
     """One VM."""
 
     vm: Vm
+
+
+class AuditResult(TypedDict):
+    """One VM, and how far its audit is."""
+
+    vm: Vm
+    looked_at: int | None
+    total: int | None
+
+
+class AcquireResult(TypedDict):
+    """How far a VM's memory is; its regions once they are there."""
+
+    vm: str
+    state: str
+    message: str
+    progress_ratio: float | None
+    regions: list[LayoutRegion] | None
+    warnings: list[str]
+
+
+class PlacedResult(TypedDict):
+    """What became of regions, and the VM's state with them."""
+
+    vm: str
+    state: str
+    message: str
+    pid: int
+    regions: list[PlacedRegion]
+    warnings: list[str]
+
+
+class HandoverResult(TypedDict):
+    """Who holds a VM's memory now."""
+
+    vm: str
+    pid: int
+
+
+class ReleaseResult(TypedDict):
+    """The state of a VM without its memory."""
+
+    vm: str
+    state: str
+
+
+class PlanResult(TypedDict):
+    """What would be placed where."""
+
+    vm: str
+    verdict: str
+    regions: list[PlannedRegion]
+    refusals: list[Refusal]
+    warnings: list[str]
+
+
+class WatchResult(TypedDict):
+    """A VM that changed; null where it is gone."""
+
+    vm: str
+    status: Vm | None
 
 
 class ReloadResult(TypedDict):
@@ -248,3 +425,119 @@ class AuditFailed(TypedVarlinkErrorReply, interface=INTERFACE):
         vm: str
         message: str
         hint: str | None
+
+
+class BadSpec(TypedVarlinkErrorReply, interface=INTERFACE):
+    """An inline spec is wrong."""
+
+    class Parameters:
+        """Everything that is wrong with it."""
+
+        problems: list[Problem]
+
+
+class NotReady(TypedVarlinkErrorReply, interface=INTERFACE):
+    """The VM has no memory to hand out, and waiting wouldn't change that."""
+
+    class Parameters:
+        """Its state, why, and the way out."""
+
+        vm: str
+        state: str
+        message: str
+        hint: str | None
+
+
+class DoesNotFit(TypedVarlinkErrorReply, interface=INTERFACE):
+    """Admission refused the VM; nothing was allocated."""
+
+    class Parameters:
+        """Every reason, and the worst one's words."""
+
+        vm: str
+        refusals: list[Refusal]
+        message: str
+        hint: str | None
+
+
+class ProvisioningFailed(TypedVarlinkErrorReply, interface=INTERFACE):
+    """The memory could not be brought about; what was taken was given back."""
+
+    class Parameters:
+        """Where it ended, in bytes, and the way out."""
+
+        vm: str
+        reason: str
+        host_node: int | None
+        needed_bytes: int
+        available_bytes: int
+        message: str
+        hint: str | None
+
+
+class NotSupportedByKernel(TypedVarlinkErrorReply, interface=INTERFACE):
+    """The kernel lacks what this takes."""
+
+    class Parameters:
+        """What it lacks, and the way out."""
+
+        vm: str
+        feature: str
+        message: str
+        hint: str | None
+
+
+class AlreadyOwned(TypedVarlinkErrorReply, interface=INTERFACE):
+    """Another process holds the VM's memory."""
+
+    class Parameters:
+        """Who, as a pid."""
+
+        vm: str
+        holder_pid: int
+
+
+class LayoutMismatch(TypedVarlinkErrorReply, interface=INTERFACE):
+    """The regions are not those of the spec; nothing was taken."""
+
+    class Parameters:
+        """The first guest node that doesn't match (null: none in particular), and why."""
+
+        vm: str
+        guest_node: int | None
+        message: str
+        hint: str | None
+
+
+class Ambiguous(TypedVarlinkErrorReply, interface=INTERFACE):
+    """What is asked for could be several things; nothing was taken."""
+
+    class Parameters:
+        """They, and how to tell which."""
+
+        vm: str
+        message: str
+        hint: str | None
+        candidates: list[Candidate]
+
+
+class FdRejected(TypedVarlinkErrorReply, interface=INTERFACE):
+    """A file descriptor is not what it should be; nothing was taken."""
+
+    class Parameters:
+        """Which, counted from 0 in the call's message, and why."""
+
+        index: int
+        reason: str
+
+
+class Timeout(TypedVarlinkErrorReply, interface=INTERFACE):
+    """The memory isn't there in time; what was begun goes on."""
+
+    class Parameters:
+        """How far it is."""
+
+        vm: str
+        timeout_ms: int
+        state: str
+        progress_ratio: float | None
