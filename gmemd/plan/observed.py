@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gmemd.host.vms.model import Piece, PieceKind
-from gmemd.plan.matching import LEAST_GUEST_BYTES, match_backends
+from gmemd.plan.matching import LEAST_GUEST_BYTES, Matching, match_backends
 from gmemd.plan.model import RegionPlan, Strategy, VmPlan
 from gmemd.spec.model import (
     SMALL_PAGE,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from gmemd.host.model import Host
     from gmemd.host.vms.model import VmmProcess
-    from gmemd.plan.matching import Match, Matching
+    from gmemd.plan.matching import Match
     from gmemd.spec.declared import Declaration, DeclaredBackend
 
 _TASK_RULED = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
@@ -72,7 +72,8 @@ class ObservedVm:
     """A running VM, by name. ``declared_by`` tells what places it; empty where nothing does.
 
     ``plan`` has all declared regions, ``regions`` those whose memory was found; ``missing`` says of
-    the others why not. ``notes`` are what couldn't be understood, for people.
+    the others why not. ``matching`` is what both stem from. ``notes`` are what couldn't be
+    understood, for people.
     """
 
     name: str
@@ -84,6 +85,7 @@ class ObservedVm:
     unmatched: tuple[UnmatchedPiece, ...]
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    matching: Matching = Matching((), (), ())
 
 
 def name_of(vmm: VmmProcess, declaration: Declaration) -> str:
@@ -155,6 +157,7 @@ def plan_observed(
         unmatched=tuple(UnmatchedPiece(piece, why or _WHY[piece.kind]) for piece, why in left),
         missing=tuple(_missing(matching, vmm)),
         notes=(*declaration.problems, *layout.notes()),
+        matching=matching,
     )
 
 
@@ -199,7 +202,7 @@ class _Layout:
         """Take on a backend's memory, part by part."""
         extents = [Extent(piece, 0, piece.size_bytes) for piece in match.pieces]
         for guest_node, size in match.backend.parts:
-            mine, extents = _cut(extents, size)
+            mine, extents = cut(extents, size)
             if guest_node is None:
                 continue
             first = match.pieces[0]
@@ -297,7 +300,7 @@ class _Layout:
         return spec.model_copy(update=update)
 
 
-def _cut(extents: list[Extent], size: int) -> tuple[list[Extent], list[Extent]]:
+def cut(extents: list[Extent], size: int) -> tuple[list[Extent], list[Extent]]:
     """Take the first ``size`` bytes; the rest."""
     mine = []
     rest = list(extents)

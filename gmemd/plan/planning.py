@@ -120,7 +120,7 @@ def _region(
     spec: VmSpec, node: GuestNode, index: int, region: RegionSpec, host: Host
 ) -> tuple[RegionPlan, str]:
     """The region's plan without demand, and the strategy's warning, if any."""
-    choice = choose_strategy(region, host, confidential=spec.confidential)
+    choice = choose_strategy(region, host)
     plan = RegionPlan(
         vm=spec.vm,
         guest_node=node.id,

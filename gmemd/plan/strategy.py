@@ -23,11 +23,17 @@ class Choice(NamedTuple):
     warning: str = ""
 
 
-def choose_strategy(region: RegionSpec, host: Host, *, confidential: bool) -> Choice:
-    """Choose the best strategy that the host supports for the region."""
+def choose_strategy(region: RegionSpec, host: Host, *, received: bool = False) -> Choice:
+    """Choose the best strategy that the host supports for the region.
+
+    ``received`` is memory that a VMM has made. Whether its guest_memfd can be mapped is seen when
+    it comes; what gmemd makes itself is always prefaulted where it is hugetlb.
+    """
     if region.policy is PolicyMode.DEFAULT:
         return _without_policy(region)
     if region.page_size > SMALL_PAGE:
+        if received:
+            return _by_proxy(region, "hugetlb memory keeps no policy")
         return Choice(
             Strategy.PROXY_ALLOCATION,
             "hugetlb memory keeps no policy: a helper allocates all of it beforehand",
@@ -35,8 +41,6 @@ def choose_strategy(region: RegionSpec, host: Host, *, confidential: bool) -> Ch
         )
     if region.backend is Backend.MEMFD:
         return _by_inode(region, host, "memfd_inode_policy", "a memfd keeps its policy")
-    if confidential:
-        return _by_proxy(region, "confidential memory can't be mapped, so no policy can be set")
     if not host.supports("guest_memfd_mmap"):
         return _by_proxy(region, "this kernel can't map guest_memfd, so no policy can be set")
     return _by_inode(region, host, "inode_policy", "this kernel keeps guest_memfd's policy")

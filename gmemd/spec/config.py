@@ -32,6 +32,8 @@ ADDRESS_SCHEMA: JsonSchema = {
     "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*):[0-9]+$",
 }
 
+USER_SCHEMA: JsonSchema = {"type": ["string", "integer"], "pattern": f"^{scalars.USER}$"}
+
 
 def _each(parse: Callable[[str], object], what: str) -> BeforeValidator:
     """Parse one text or a list of texts to a tuple, telling every bad one's place."""
@@ -155,6 +157,20 @@ class DaemonConfig(Section):
         WithJsonSchema(PATH_SCHEMA),
         Field(description="The varlink socket."),
     ] = Path("/run/gmemd/io.gmemd")
+    state_directory: Annotated[
+        Path,
+        from_text(scalars.parse_path, "a directory"),
+        WithJsonSchema(PATH_SCHEMA),
+        Field(
+            description="Where what outlives the daemon is kept; made where missing."
+        ),
+    ] = Path("/run/gmemd/state")
+    inline_spec_users: Annotated[
+        tuple[str, ...],
+        _each(scalars.parse_user, "a user"),
+        _one_or_more(USER_SCHEMA, 0),
+        Field(description="Users besides root that may send a VM spec along with a call."),
+    ] = ()
     discovery: Annotated[
         bool,
         from_text(scalars.parse_boolean, "true or false"),
@@ -195,6 +211,7 @@ def _check_lists(document: Document, config: DaemonConfig) -> None:
         document.report(Fault(("vms_directories",), "must have at least one directory"))
     for path, items in (
         (("vms_directories",), config.vms_directories),
+        (("inline_spec_users",), config.inline_spec_users),
         (("metrics", "listen"), config.metrics.listen),
     ):
         for index, item in enumerate(items):

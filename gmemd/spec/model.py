@@ -83,7 +83,8 @@ class Match(Value):
 class RegionSpec(Value):
     """A piece of a guest node's memory. Sizes in bytes; nodes are host node numbers.
 
-    No ``host_nodes``: nothing is expected of its placement.
+    No ``host_nodes``: nothing is expected of its placement. ``memdev`` is what the VMM calls it, of
+    an adopted VM.
     """
 
     size_bytes: int
@@ -92,6 +93,7 @@ class RegionSpec(Value):
     backend: Backend = Backend.GUEST_MEMFD
     page_size: int = SMALL_PAGE
     prefault: bool = False
+    memdev: str | None = None
 
 
 class GuestNode(Value):
@@ -133,8 +135,12 @@ class VmSpec(Value):
         return sum(node.size_bytes for node in self.guest_nodes)
 
 
+_WAITING = {
+    Source.REGISTER: "waits for its VMM to register its memory",
+    Source.ADOPT: "waits for its VMM to run",
+}
+
+
 def waiting_reason(spec: VmSpec) -> str | None:
-    """Why a valid spec isn't acted on, for people; None where it is."""
-    if spec.source in (Source.CREATE, Source.OBSERVE):
-        return None
-    return f"source: {spec.source} is not acted on by this version"
+    """What a VM waits for before it has memory, for people; None where gmemd waits for nobody."""
+    return _WAITING.get(spec.source)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=StrEnum)
 
 VM_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+USER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}\$?"
 PERCENT = r"[0-9]{1,3}(\.[0-9]{1,6})?\s*%"
 DURATION = r"[0-9]{1,9}(\.[0-9]{1,6})?\s*(ms|s|m|min|h)"
 
@@ -45,6 +46,7 @@ _SYNONYMS = {
 _LONGEST_DURATION = 24 * 3600.0
 _ADDRESS = re.compile(r"(\[[^\]]*\]|[^:\[\]]*):([0-9]{1,5})")
 _HIGHEST_PORT = 65535
+_HIGHEST_UID = (1 << 32) - 2  # the last one means none
 
 
 def parse_whole_number(text: str, *, lowest: int, highest: int) -> int:
@@ -82,6 +84,13 @@ def parse_vm_name(text: str) -> str:
     raise FieldError(
         "must be a name of 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
     )
+
+
+def parse_user(text: str) -> str:
+    """Read a user, by name or number."""
+    if re.fullmatch(USER, text) and not (text.isdecimal() and int(text) > _HIGHEST_UID):
+        return text
+    raise FieldError("must be a user's name or number")
 
 
 def parse_sample_pages(text: str) -> int:
