@@ -114,6 +114,7 @@ def scan_region(
     index: int,
     size_bytes: int,
     page_size: int,
+    offset: int = 0,
     readable: bool = True,
     policy_kept: bool = True,
     idle: bool = True,
@@ -121,7 +122,9 @@ def scan_region(
     stop: Event | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> RegionAudit:
-    """Scan the first ``size_bytes`` of a region's fd; what can't be seen is unknown, never lost.
+    """Scan ``size_bytes`` of a region's fd; what can't be seen is unknown, never lost.
+
+    ``offset`` is where the region starts in its file.
 
     ``readable=False`` (confidential memory) maps nothing for reading: all of it is unknown.
     ``policy_kept`` says whether a policy read from the inode means anything. ``idle`` says that
@@ -130,22 +133,22 @@ def scan_region(
     ``stop`` is set.
     """
     tally = Tally(page_size)
-    before = _allocated_bytes(fd, size_bytes, page_size)
+    before = _allocated_bytes(fd, offset, size_bytes, page_size)
     step = max(window_bytes, page_size)
     out_of_sight = None if readable else errno.EACCES
-    for offset in range(0, size_bytes, step):
+    for done in range(0, size_bytes, step):
         if stop is not None and stop.is_set():
-            raise AuditStoppedError(f"audit stopped at {offset} of {size_bytes} bytes")
-        length = min(step, size_bytes - offset)
+            raise AuditStoppedError(f"audit stopped at {done} of {size_bytes} bytes")
+        at, length = offset + done, min(step, size_bytes - done)
         if policy_kept and page_size == PAGE_SIZE:
-            note_policy(fd, offset, tally)
+            note_policy(fd, at, tally)
         if out_of_sight is None:
-            out_of_sight = _scan_window(fd, offset, length, tally)
+            out_of_sight = _scan_window(fd, at, length, tally)
         else:
-            _count_unread(fd, offset, length, tally, number=out_of_sight)
+            _count_unread(fd, at, length, tally, number=out_of_sight)
         if progress is not None:
             progress(length)
-    after = _allocated_bytes(fd, size_bytes, page_size)
+    after = _allocated_bytes(fd, offset, size_bytes, page_size)
     if idle and after != before:
         tally.errors[RESIDENCY_CHANGED] += 1
     if page_size != PAGE_SIZE and tally.reasons:
@@ -153,11 +156,11 @@ def scan_region(
     return tally.as_audit(guest_node, index, size_bytes)
 
 
-def _allocated_bytes(fd: int, size_bytes: int, page_size: int) -> int | None:
-    """What the whole region has allocated; of huge pages the file's block count tells it."""
+def _allocated_bytes(fd: int, offset: int, size_bytes: int, page_size: int) -> int | None:
+    """What the region has allocated; of huge pages the file's block count tells the most it may."""
     if page_size != PAGE_SIZE:
-        return os.fstat(fd).st_blocks * _BLOCK_BYTES
-    return _resident_bytes(fd, 0, size_bytes)
+        return min(os.fstat(fd).st_blocks * _BLOCK_BYTES, size_bytes)
+    return _resident_bytes(fd, offset, size_bytes)
 
 
 def _resident_bytes(fd: int, offset: int, length: int) -> int | None:

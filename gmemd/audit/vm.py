@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gmemd.audit.counters import read_counters
@@ -19,9 +20,18 @@ if TYPE_CHECKING:
     from gmemd.plan.model import RegionPlan
 
 
+@dataclass(frozen=True, slots=True)
+class AuditedRegion:
+    """A region to look at: ``plan.size_bytes`` of the fd's file, from ``offset`` (bytes) on."""
+
+    fd: int
+    plan: RegionPlan
+    offset: int = 0
+
+
 def audit_vm(
     vm: str,
-    regions: Sequence[tuple[int, RegionPlan]],
+    regions: Sequence[AuditedRegion],
     *,
     readable: bool = True,
     idle: bool = True,
@@ -30,15 +40,16 @@ def audit_vm(
     counters_cgroup: Path | None = None,
     window_bytes: int = WINDOW_BYTES,
 ) -> VmAudit:
-    """Scan a VM's regions, given as (fd, plan); blocking, for a thread of its own.
+    """Scan a VM's regions; blocking, for a thread of its own.
 
-    ``readable`` is False for confidential VMs, ``idle`` says that nobody uses the memory now.
+    ``readable`` is False for confidential VMs, ``idle`` says that nobody uses the memory now
+    (`scan_region` has what depends on it).
     ``progress`` gets bytes looked at and bytes in all. ``counters_cgroup`` is the directory of the
     cgroup that pays. Raises AuditStoppedError soon after ``stop`` is set.
     """
     started = time.time()
     clock, cpu = time.monotonic(), time.thread_time()
-    total = sum(plan.size_bytes for _, plan in regions)
+    total = sum(region.plan.size_bytes for region in regions)
     done = 0
 
     def advance(length: int) -> None:
@@ -49,23 +60,25 @@ def audit_vm(
 
     audited = tuple(
         scan_region(
-            fd,
-            guest_node=plan.guest_node,
-            index=plan.index,
-            size_bytes=plan.size_bytes,
-            page_size=plan.page_size,
+            region.fd,
+            guest_node=region.plan.guest_node,
+            index=region.plan.index,
+            size_bytes=region.plan.size_bytes,
+            page_size=region.plan.page_size,
+            offset=region.offset,
             readable=readable,
-            policy_kept=may_hold_policy(plan),
+            policy_kept=may_hold_policy(region.plan),
             idle=idle,
             window_bytes=window_bytes,
             stop=stop,
             progress=advance,
         )
-        for fd, plan in regions
+        for region in regions
     )
     counters = None
     if counters_cgroup is not None:
-        counters = read_counters(counters_cgroup, {plan.page_size for _, plan in regions})
+        page_sizes = {region.plan.page_size for region in regions}
+        counters = read_counters(counters_cgroup, page_sizes)
     return VmAudit(
         vm=vm,
         started_timestamp=started,

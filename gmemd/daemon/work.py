@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from gmemd.audit.vm import audit_vm
+from gmemd.audit.vm import AuditedRegion, audit_vm
 from gmemd.host.reading import read_host
 from gmemd.memory.regions import provision_vm, rebind, release
 
@@ -95,7 +95,12 @@ class Workers:
         work = partial(
             audit_vm,
             vm,
-            [(region.fd, replace(region.plan, strategy=region.strategy)) for region in regions],
+            [
+                AuditedRegion(
+                    region.fd, replace(region.plan, strategy=region.strategy), region.offset
+                )
+                for region in regions
+            ],
             readable=not confidential,
             stop=stop,
             counters_cgroup=payers.pop() if len(payers) == 1 else None,

@@ -14,6 +14,12 @@ class CachestatCounts(CData):
     evicted: int
     recently_evicted: int
 
+class Identity(CData):
+    device: int
+    inode: int
+    size: int
+    mode: int
+
 class ScanCounts(CData):
     resident: int
     by_cachestat: int
@@ -29,6 +35,8 @@ class _Ffi:
     def new(self, cdecl: Literal["struct gm_scan *"]) -> ScanCounts: ...
     @overload
     def new(self, cdecl: Literal["struct gm_cachestat *"]) -> CachestatCounts: ...
+    @overload
+    def new(self, cdecl: Literal["struct gm_identity *"]) -> Identity: ...
     @overload
     def new(
         self,
@@ -68,6 +76,7 @@ class _Lib:
     GM_PR_SET_PDEATHSIG: Final[int]
     GM_PR_SET_DUMPABLE: Final[int]
     GM_HUGETLBFS_MAGIC: Final[int]
+    GM_CGROUP2_MAGIC: Final[int]
 
     def gm_kvm_open(self, path: bytes) -> int: ...
     def gm_kvm_create_vm(self, kvm_fd: int) -> int: ...
@@ -77,6 +86,7 @@ class _Lib:
     def gm_ftruncate(self, fd: int, size: int) -> int: ...
     def gm_fallocate(self, fd: int, mode: int, offset: int, length: int) -> int: ...
     def gm_filesystem_type(self, fd: int) -> int: ...
+    def gm_identify(self, fd: int, out: CData) -> int: ...
     def gm_mmap(
         self, fd: int, offset: int, length: int, protection: int, noreserve: int
     ) -> int: ...

@@ -34,6 +34,7 @@
 #define GM_PR_SET_DUMPABLE ...
 
 #define GM_HUGETLBFS_MAGIC ...
+#define GM_CGROUP2_MAGIC ...
 
 struct gm_cachestat {
 	uint64_t cache;
@@ -41,6 +42,13 @@ struct gm_cachestat {
 	uint64_t writeback;
 	uint64_t evicted;
 	uint64_t recently_evicted;
+};
+
+struct gm_identity {
+	uint64_t device;
+	uint64_t inode;
+	uint64_t size;
+	uint64_t mode;
 };
 
 struct gm_scan {
@@ -61,6 +69,7 @@ int64_t gm_memfd_create(const char *name, unsigned int flags);
 int64_t gm_ftruncate(int fd, uint64_t size);
 int64_t gm_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 int64_t gm_filesystem_type(int fd);
+int64_t gm_identify(int fd, struct gm_identity *out);
 
 int64_t gm_mmap(int fd, uint64_t offset, uint64_t length, int protection, int noreserve);
 int64_t gm_munmap(uint64_t address, uint64_t length);

@@ -17,6 +17,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -96,6 +97,7 @@
 #define GM_PR_SET_DUMPABLE PR_SET_DUMPABLE
 
 #define GM_HUGETLBFS_MAGIC 0x958458f6
+#define GM_CGROUP2_MAGIC 0x63677270
 
 /* --- structures ----------------------------------------------------------------------------- */
 
@@ -125,6 +127,13 @@ struct gm_scan {
 	uint64_t errors_end; /* one past the highest errno seen */
 	uint64_t by_node[GM_NODES];
 	uint64_t errors[GM_ERRNOS];
+};
+
+struct gm_identity {
+	uint64_t device;
+	uint64_t inode;
+	uint64_t size;
+	uint64_t mode;
 };
 
 struct gm_uffdio_continue {
@@ -214,6 +223,21 @@ int64_t gm_filesystem_type(int fd)
 	if (fstatfs(fd, &status) < 0)
 		return -(int64_t)errno;
 	return (int64_t)((uint64_t)status.f_type & 0xffffffffU);
+}
+
+/* What the kernel knows of the file by itself: a file system that would have to ask isn't asked. */
+int64_t gm_identify(int fd, struct gm_identity *out)
+{
+	struct statx status;
+
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_SIZE,
+		  &status) < 0)
+		return -(int64_t)errno;
+	out->device = makedev(status.stx_dev_major, status.stx_dev_minor);
+	out->inode = status.stx_ino;
+	out->size = status.stx_size;
+	out->mode = status.stx_mode;
+	return 0;
 }
 
 /* --- mappings ------------------------------------------------------------------------------- */

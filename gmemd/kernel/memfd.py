@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from gmemd.kernel._kernel import lib
@@ -10,6 +11,8 @@ from gmemd.kernel.errors import KernelError, invoke
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 """The base page size in bytes."""
+
+_POOLS = "sys/kernel/mm/hugepages"
 
 
 def create_memfd(name: str, size_bytes: int, *, page_size: int = PAGE_SIZE) -> int:
@@ -29,6 +32,37 @@ def create_memfd(name: str, size_bytes: int, *, page_size: int = PAGE_SIZE) -> i
         os.close(fd)
         raise
     return fd
+
+
+def huge_page_sizes(root: Path = Path("/")) -> tuple[int, ...]:
+    """Bytes of each size of huge pages that this kernel has pools of, ascending."""
+    names = (path.name for path in (root / _POOLS).glob("hugepages-*kB"))
+    sizes = (name.removeprefix("hugepages-").removesuffix("kB") for name in names)
+    return tuple(sorted(int(size) << 10 for size in sizes if size.isdigit()))
+
+
+def memfd_devices(root: Path = Path("/")) -> dict[int, int]:
+    """Page size (bytes) by the device (st_dev) of this kernel's memfds, which nothing else has.
+
+    Memory shared by anonymous mappings and System V's has the first one, too, and no descriptor.
+    """
+    return dict(_memfd_devices(huge_page_sizes(root)))
+
+
+@cache
+def _memfd_devices(sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Found by making an empty file of each size: the kernel mounts a file system for each."""
+    devices = []
+    for page_size in (PAGE_SIZE, *sizes):
+        try:
+            fd = create_memfd("gmemd-probe", 0, page_size=page_size)
+        except KernelError:  # no pool of that size here
+            continue
+        try:
+            devices.append((os.fstat(fd).st_dev, page_size))
+        finally:
+            os.close(fd)
+    return tuple(devices)
 
 
 def is_guest_memfd(fd: int) -> bool:

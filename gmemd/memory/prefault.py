@@ -42,6 +42,7 @@ class PrefaultJob:
 
     ``guard`` None: nothing is held back (hugetlb, whose pool simply ends). ``any_cpus`` is what is
     fallen back to where ``cpus`` are not allowed. ``cgroup`` pays; None: the daemon's own does.
+    It is joined through ``cgroup_fd``, open for writing on its cgroup.procs, where there is one.
     """
 
     fd: int
@@ -53,6 +54,7 @@ class PrefaultJob:
     cpus: frozenset[int]
     any_cpus: frozenset[int]
     cgroup: Path | None = None
+    cgroup_fd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ def prefault(
     kills_before = _count("oom_kill", Path("/proc/vmstat"))
     limits_met_before = _limits_met(job.cgroup)
     with child.Child("gmemd.memory.prefault_child") as helper:
-        child.send(helper.channel, _request(job), [job.fd])
+        fds = [job.fd] if job.cgroup_fd is None else [job.fd, job.cgroup_fd]
+        child.send(helper.channel, _request(job), fds)
         answer, notes = _follow(helper, progress, cancel)
         code = helper.end(grace_seconds=0 if cancel.is_set() else _GRACE_SECONDS)
         said = helper.last_words()

@@ -29,41 +29,51 @@ _OOM_SCORE_ADJ = 1000
 _STEP_BYTES = 64 << 20
 # The helper's own needs, and charges that the kernel makes ahead per CPU.
 _PAYERS_MARGIN = 16 << 20
+_NOT_DELEGATED = (
+    "gmemd may only move its helpers into cgroups that are delegated to its user; where gmemd "
+    "isn't root, the cgroup that both share counts too"
+)
+_NOT_THE_OPENERS = (
+    "who opened its cgroup.procs may not move gmemd's helpers there: only root may from outside"
+)
 
 
 def main(channel_fd: int, parent_pid: int) -> None:
-    """Take one request with the region's descriptor, serve it, exit."""
+    """Take one request with the region's descriptor, serve it, exit.
+
+    A second descriptor is the cgroup.procs of the cgroup that pays.
+    """
     child.tie_to_parent(parent_pid)
     with socket.socket(fileno=channel_fd) as channel:
-        request, (fd,) = child.receive(channel)
+        request, (fd, *payer) = child.receive(channel)
         try:
-            _settle(channel, request)
+            _settle(channel, request, payer)
             _prefault(channel, fd, request)
         except GmemdError as error:
             child.send(channel, {"error": child.error_to_message(error)})
 
 
-def _settle(channel: socket.socket, request: dict[str, Any]) -> None:
+def _settle(channel: socket.socket, request: dict[str, Any], payer: list[int]) -> None:
     """Become what the region needs: victim, payer, place, policy."""
     process.set_oom_score_adj(_OOM_SCORE_ADJ)
-    if request["cgroup"]:
-        _join_cgroup(request["cgroup"])
+    if payer or request["cgroup"]:
+        _join_cgroup(request["cgroup"], payer)
     _pin(channel, request["cpus"], request["any_cpus"])
     task = request["task_policy"]
     mempolicy.set_task_policy(mempolicy.MemPolicy(task["mode"], frozenset(task["nodes"])))
 
 
-def _join_cgroup(directory: str) -> None:
+def _join_cgroup(directory: str, payer: list[int]) -> None:
+    """Join through the descriptor that was sent, by the rights of who opened it, or by name."""
     try:
-        with open(os.path.join(directory, "cgroup.procs"), "w") as procs:  # noqa: PTH118, PTH123
-            procs.write("0")
+        procs = payer[0] if payer else os.open(f"{directory}/cgroup.procs", os.O_WRONLY)
+        os.write(procs, b"0")
     except OSError as error:
         raise KernelError(
             "write",
             error.errno or 0,
             f"joining cgroup {directory}",
-            hint="gmemd may only move its helpers into cgroups that are delegated to its user; "
-            "where gmemd isn't root, the cgroup that both share counts too",
+            hint=_NOT_THE_OPENERS if payer else _NOT_DELEGATED,
         ) from error
 
 

@@ -34,8 +34,12 @@ def prefault_regions(
     reserve: Reserve,
     progress: Callable[[Progress], None],
     cancel: threading.Event,
+    payer_fd: int | None = None,
 ) -> None:
     """Prefault all of these regions, whole. Blocks.
+
+    ``payer_fd`` is open for writing on the cgroup.procs of the cgroup that pays; without it the
+    regions' own ``cgroup`` does.
 
     Raises ProvisionError for the first that can't be, and ProvisionCancelledError; the regions
     keep what they have got so far, and are the caller's to give back.
@@ -45,7 +49,7 @@ def prefault_regions(
 
     def run(group: Sequence[Region]) -> None:
         for region in group:
-            _prefault_one(region, host, reserve, tally, stop)
+            _prefault_one(region, host, reserve, tally, stop, payer_fd=payer_fd)
 
     with ThreadPoolExecutor(_HELPERS_AT_ONCE, thread_name_prefix="prefault") as pool:
         pending: set[Future[None]] = {pool.submit(run, group) for group in disjoint(regions)}
@@ -96,13 +100,19 @@ def disjoint(regions: Sequence[Region]) -> list[list[Region]]:
 
 
 def _prefault_one(
-    region: Region, host: Host, reserve: Reserve, tally: _Tally, stop: threading.Event
+    region: Region,
+    host: Host,
+    reserve: Reserve,
+    tally: _Tally,
+    stop: threading.Event,
+    *,
+    payer_fd: int | None,
 ) -> None:
     plan = region.plan
     nodes = plan.host_nodes or host.cpuset.mems
     job = PrefaultJob(
         fd=region.fd,
-        offset=0,
+        offset=region.offset,
         length=plan.size_bytes,
         page_size=plan.page_size,
         guard=guard_of(plan, host, reserve),
@@ -110,6 +120,7 @@ def _prefault_one(
         cpus=cpus_beside(nodes, host),
         any_cpus=any_cpus(host),
         cgroup=region.cgroup,
+        cgroup_fd=payer_fd,
     )
     result = prefault(job, progress=tally.of(region), cancel=stop)
     region.notes.extend(result.notes)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from gmemd.audit.vm import audit_vm
+from gmemd.audit.vm import AuditedRegion, audit_vm
 from gmemd.drift.compute import compute_drift
 from gmemd.host.reading import read_host
 from gmemd.kernel.bind import bind_range
@@ -107,7 +107,8 @@ class PlacedVm(AbstractContextManager["PlacedVm"]):
         guest.add_memory(region.fd, size, bound=True)
 
     def audit(self) -> VmAudit:
-        return audit_vm("placed", [(region.fd, region.plan) for region in self.regions])
+        regions = [AuditedRegion(region.fd, region.plan) for region in self.regions]
+        return audit_vm("placed", regions)
 
     def drift(self, *, rebound: bool = False) -> GuestNodeDrift:
         """One audit, and the drift of the one guest node."""

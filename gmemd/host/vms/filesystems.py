@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gmemd.host.vms.model import PieceKind
-from gmemd.kernel.errors import KernelError
-from gmemd.kernel.memfd import PAGE_SIZE, create_memfd
+from gmemd.kernel.memfd import PAGE_SIZE, memfd_devices
 from gmemd.kernel.procfs.text import ProcfsError, read_text
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 Device = tuple[int, int]
 
-_POOLS = "sys/kernel/mm/hugepages"
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
@@ -46,19 +44,11 @@ class Filesystems:
 
 
 def read_filesystems(root: Path) -> Filesystems:
-    """What this machine has; the kernel's own devices are found by making an empty file on each."""
-    unnamed = {}
-    sizes = [PAGE_SIZE, *_huge_page_sizes(root)]
-    for page_size in sizes:
-        try:
-            fd = create_memfd("gmemd-probe", 0, page_size=page_size)
-        except KernelError:  # no pool of that size here
-            continue
-        try:
-            device = os.fstat(fd).st_dev
-        finally:
-            os.close(fd)
-        unnamed[os.major(device), os.minor(device)] = page_size
+    """What this machine has; the kernel's own devices and those of mounts."""
+    unnamed = {
+        (os.major(device), os.minor(device)): page_size
+        for device, page_size in memfd_devices(root).items()
+    }
     return Filesystems(unnamed, read_mounts(root / "proc/self/mountinfo"))
 
 
@@ -93,10 +83,3 @@ def _page_size_of(options: str) -> int:
         if key == "pagesize" and value[:-1].isdigit() and value[-1] in _UNITS:
             return int(value[:-1]) * _UNITS[value[-1]]
     return PAGE_SIZE
-
-
-def _huge_page_sizes(root: Path) -> list[int]:
-    """Bytes of each size that this kernel has pools of, from the names hugepages-2048kB."""
-    names = sorted(path.name for path in (root / _POOLS).glob("hugepages-*kB"))
-    sizes = (name.removeprefix("hugepages-").removesuffix("kB") for name in names)
-    return [int(size) << 10 for size in sizes if size.isdigit()]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gmemd.audit.scan import AuditStoppedError, scan_region
-from gmemd.audit.vm import audit_vm
+from gmemd.audit.vm import AuditedRegion, audit_vm
 from gmemd.kernel.errors import injected_failure
 from gmemd.kernel.fallocate import allocate
 from gmemd.kernel.kvm import GUEST_MEMFD_MMAP
@@ -200,8 +200,8 @@ def test_a_vm_is_all_its_regions(make_memory: Callable[[int], Memory], tmp_path:
     found = audit_vm(
         "db-01",
         [
-            (memories[0].fd, plan(0)),
-            (memories[1].fd, plan(1, strategy=Strategy.PROXY_ALLOCATION)),
+            AuditedRegion(memories[0].fd, plan(0)),
+            AuditedRegion(memories[1].fd, plan(1, strategy=Strategy.PROXY_ALLOCATION)),
         ],
         progress=lambda done, total: steps.append((done, total)),
         counters_cgroup=tmp_path,
@@ -219,5 +219,6 @@ def test_a_vm_is_all_its_regions(make_memory: Callable[[int], Memory], tmp_path:
 
 
 def test_counters_that_are_not_there_are_none(memory: Memory, tmp_path: Path) -> None:
-    found = audit_vm("db-01", [(memory.fd, plan(0))], counters_cgroup=tmp_path / "gone")
+    regions = [AuditedRegion(memory.fd, plan(0))]
+    found = audit_vm("db-01", regions, counters_cgroup=tmp_path / "gone")
     assert (found.counters, found.counters_cgroup) == (None, "")
