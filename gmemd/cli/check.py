@@ -240,12 +240,12 @@ def _show_spec(spec: VmSpec, out: Console) -> None:
     n_nodes = len(spec.guest_nodes)
     nodes = f"{n_nodes} guest node{'' if n_nodes == 1 else 's'}"
     reason = waiting_reason(spec)
-    state = f"; waiting: {reason}" if reason else ""
+    state = f"; it {reason}" if reason else ""
     size = f", {format_size(spec.size_bytes)}" if n_nodes else ""
     _line(
         out,
         f"{spec.path}: valid: {spec.vm}, {nodes}{size}{state}",
-        "yellow" if reason else "green",
+        "green",
     )
 
 

@@ -241,7 +241,7 @@ def _headline(plans: Sequence[VmPlan]) -> str:
     fitting = [plan for plan in acting if plan.admitted]
     observed, waiting = verdicts.count("observed"), verdicts.count("waiting")
     also = f"; {observed} only observed" if observed else ""
-    also += f"; {waiting} not acted on by this version" if waiting else ""
+    also += f"; {waiting} waiting for a VMM" if waiting else ""
     if not acting:
         return f"nothing to place{also}"
     if len(fitting) < len(acting):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _SPREAD = frozenset({PolicyMode.INTERLEAVE, PolicyMode.WEIGHTED_INTERLEAVE})
 _UNTOLD = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
 
+MOST_CREATED = 253
+"""Regions of one VM that gmemd makes: each has a file of its own (SCM_MAX_FD of linux/net/scm.h)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -48,7 +51,9 @@ def findings(spec: VmSpec, host: Host) -> list[Finding]:
 
     Of a VM that is only observed: whether the nodes exist. It is neither placed nor prefaulted.
     """
-    found = list(_backend_findings(spec, host)) if spec.source is Source.CREATE else []
+    found = []
+    if spec.source is Source.CREATE:
+        found = [*_backend_findings(spec, host), *_count_findings(spec)]
     look = _node_findings if spec.source is Source.OBSERVE else _region_findings
     for guest_node in spec.guest_nodes:
         for index, region in enumerate(guest_node.regions):
@@ -215,6 +220,18 @@ def _backend_findings(spec: VmSpec, host: Host) -> Iterator[Finding]:
                 frozenset(),
             )
             return
+
+
+def _count_findings(spec: VmSpec) -> Iterator[Finding]:
+    count = sum(len(node.regions) for node in spec.guest_nodes)
+    if count > MOST_CREATED:
+        yield Finding(
+            "too-many-regions",
+            f"{spec.vm} has {count} regions, and its VMM can be handed {MOST_CREATED} at most: one "
+            "message carries no more file descriptors (SCM_MAX_FD)",
+            "make larger regions",
+            frozenset(),
+        )
 
 
 _LACKING = {

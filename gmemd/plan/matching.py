@@ -54,6 +54,9 @@ class Matching:
     unmatched: tuple[tuple[Piece, str], ...]
 
 
+NOTHING_MATCHED = Matching((), (), ())
+
+
 def match_backends(
     backends: Sequence[DeclaredBackend],
     pieces: Sequence[Piece],

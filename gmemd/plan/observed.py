@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gmemd.host.vms.model import Piece, PieceKind
-from gmemd.plan.matching import LEAST_GUEST_BYTES, Matching, match_backends
+from gmemd.plan.matching import LEAST_GUEST_BYTES, NOTHING_MATCHED, match_backends
 from gmemd.plan.model import RegionPlan, Strategy, VmPlan
 from gmemd.spec.model import (
     SMALL_PAGE,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from gmemd.host.model import Host
     from gmemd.host.vms.model import VmmProcess
-    from gmemd.plan.matching import Match
+    from gmemd.plan.matching import Match, Matching
     from gmemd.spec.declared import Declaration, DeclaredBackend
 
 _TASK_RULED = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
@@ -85,7 +85,7 @@ class ObservedVm:
     unmatched: tuple[UnmatchedPiece, ...]
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    matching: Matching = Matching((), (), ())
+    matching: Matching = NOTHING_MATCHED
 
 
 def name_of(vmm: VmmProcess, declaration: Declaration) -> str:

@@ -232,7 +232,8 @@ def _guest_node(spec: VmSpec, number: int) -> GuestNode:
 
 def _refuse_overlaps(taken: Sequence[Taken], offered: Sequence[Offered]) -> None:
     """Refuse pieces that have bytes of one file in common."""
-    ordered = sorted([*taken, *offered], key=lambda piece: (piece.inode, piece.offset))
+    pieces: list[Taken | Offered] = [*taken, *offered]
+    ordered = sorted(pieces, key=lambda piece: (piece.inode, piece.offset))
     for before, after in pairwise(ordered):
         if before.inode == after.inode and before.offset + before.size_bytes > after.offset:
             raise LayoutMismatchError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gmemd.spec.model import Backend, PolicyMode, Source, Value
 from gmemd.spec.nodeset import format_nodeset
-from gmemd.spec.problems import Fault, KeyPath, printable
+from gmemd.spec.problems import Fault, KeyPath, printable, spell_path
 from gmemd.spec.resolve import Piece, pieces
 from gmemd.spec.scalars import NEAREST_DISTANCE, VM_NAME
 from gmemd.spec.sizes import exact_size
@@ -20,16 +20,26 @@ if TYPE_CHECKING:
 _SOURCES_OF_KEY = {
     "confidential": {Source.REGISTER, Source.ADOPT},
     "match": {Source.ADOPT, Source.OBSERVE},
-    "owner": {Source.CREATE, Source.REGISTER},
-    "on_vmm_exit": {Source.CREATE, Source.REGISTER, Source.ADOPT},
-    "cgroup": {Source.CREATE, Source.REGISTER, Source.ADOPT},
+    "on_vmm_exit": {Source.CREATE, Source.REGISTER},
+    "cgroup": {Source.CREATE, Source.REGISTER},
+}
+_NOTHING_CHANGES = "observing changes nothing"
+_NO_PREFAULT = {
+    Source.ADOPT: "allocating behind a running VMM could give its guest pages that it shouldn't "
+    "have (postcopy, snapshots)",
+    Source.OBSERVE: _NOTHING_CHANGES,
 }
 _WHY_NOT = {
-    "confidential": "gmemd can't make memory that is private to another VM",
-    "match": "it finds a running VMM; nothing is looked for here",
-    "owner": "nobody acquires or registers this memory",
-    "on_vmm_exit": "observing changes nothing",
-    "cgroup": "observing changes nothing",
+    "confidential": dict.fromkeys(Source, "gmemd can't make memory that is private to another VM"),
+    "match": dict.fromkeys(Source, "it finds a running VMM; nothing is looked for here"),
+    "on_vmm_exit": {
+        Source.ADOPT: "what is adopted is let go when its VMM exits",
+        Source.OBSERVE: _NOTHING_CHANGES,
+    },
+    "cgroup": {
+        Source.ADOPT: "nothing is prefaulted here, so nobody has to pay",
+        Source.OBSERVE: _NOTHING_CHANGES,
+    },
 }
 
 
@@ -57,6 +67,7 @@ class VmChecks:
                 yield from self._check_size(piece)
                 yield from self._check_policy(piece)
         yield from self._check_page_sizes()
+        yield from self._check_memdevs()
         yield from self._check_distances()
 
     def _given(self, *path: str | int) -> bool:
@@ -100,13 +111,12 @@ class VmChecks:
                 yield Fault(
                     (key,),
                     f"is only for source {words}",
-                    _WHY_NOT[key],
+                    _WHY_NOT[key][vm.source],
                     on_key=key != "confidential",
                 )
-        if vm.source is Source.OBSERVE:
-            for path, prefault in self._all_of("prefault"):
-                if prefault:
-                    yield Fault(path, "is not for source observe", "observing changes nothing")
+        for path, prefault in self._all_of("prefault"):
+            if prefault and vm.source in _NO_PREFAULT:
+                yield Fault(path, f"is not for source {vm.source}", _NO_PREFAULT[vm.source])
         if vm.confidential:
             for path, backend in self._all_of("backend"):
                 if backend is Backend.MEMFD:
@@ -160,7 +170,7 @@ class VmChecks:
             return
         if not node.regions:
             yield Fault((*path, "regions"), "must have at least one region")
-        for key in ("memory", "host_nodes", "policy"):
+        for key in ("memory", "host_nodes", "policy", "memdev"):
             if getattr(node, key) is not None:
                 yield Fault(
                     (*path, key),
@@ -230,6 +240,21 @@ class VmChecks:
             if not any(piece.backend is Backend.MEMFD for piece in below):
                 yield Fault(path, "is only for backend memfd", "guest_memfd has pages of 4KiB only")
 
+    def _check_memdevs(self) -> Iterator[Fault]:
+        """Names of a VMM's backends: of a running one, and each once."""
+        first: dict[object, KeyPath] = {}
+        for path, name in self._all_of("memdev"):
+            if self._vm.source not in (Source.ADOPT, None):
+                yield Fault(
+                    path,
+                    "is only for source adopt",
+                    "it finds a backend of a running VMM by its name",
+                    on_key=True,
+                )
+            elif name in first:
+                yield Fault(path, f"is the memdev of {spell_path(first[name][:-1])} already")
+            first.setdefault(name, path)
+
     def _check_distances(self) -> Iterator[Fault]:
         ids = {node.id for _, node in self._nodes}
         if None in ids:
@@ -264,7 +289,7 @@ class VmChecks:
         return any((*level, key) in self._bad for level in levels for key in keys)
 
     def _all_of(self, key: str) -> Iterator[tuple[KeyPath, object]]:
-        """A default's values at all levels where it is given."""
+        """A key's values at all levels where it is given."""
         levels: list[tuple[KeyPath, Value]] = [((), self._vm)]
         for index, node in self._nodes:
             levels.append((("guest_nodes", index), node))
@@ -273,7 +298,7 @@ class VmChecks:
                 for number, region in enumerate(node.regions or ())
             ]
         for path, part in levels:
-            value = getattr(part, key)
+            value = getattr(part, key, None)  # not every key is of every level
             if value is not None:
                 yield (*path, key), value
 

@@ -161,9 +161,7 @@ class DaemonConfig(Section):
         Path,
         from_text(scalars.parse_path, "a directory"),
         WithJsonSchema(PATH_SCHEMA),
-        Field(
-            description="Where what outlives the daemon is kept; made where missing."
-        ),
+        Field(description="Where what outlives the daemon is kept; made where missing."),
     ] = Path("/run/gmemd/state")
     inline_spec_users: Annotated[
         tuple[str, ...],

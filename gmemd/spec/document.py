@@ -178,12 +178,18 @@ PolicyWord = Annotated[
 ]
 Prefault = Annotated[
     Boolean,
-    Field(description="Allocate all of it at once; default true where host nodes are named."),
+    Field(
+        description="Allocate all of it at once; default true with source create where host nodes "
+        "are named. Not with adopt and observe."
+    ),
 ]
 Word = Annotated[
     str | None,
     from_text(lambda text: text, "a word"),
     WithJsonSchema({"type": ["string", "integer"], "minLength": 1}),
+]
+Memdev = Annotated[
+    Word, Field(description="With source adopt: the VMM's backend that it is (QEMU's -object id).")
 ]
 FilePath = Annotated[
     str | None, from_text(scalars.parse_path, "a path"), WithJsonSchema(PATH_SCHEMA)
@@ -191,7 +197,7 @@ FilePath = Annotated[
 
 
 class OwnerDocument(Value):
-    """Who may acquire or register the VM's memory besides root: one of these."""
+    """Who may use the VM's memory, and see all of the VM, besides root: one of these."""
 
     unit: Word = None
     user: Word = None
@@ -216,6 +222,7 @@ class RegionDocument(Value):
     backend: BackendWord = None
     page_size: PageSize = None
     prefault: Prefault = None
+    memdev: Memdev = None
 
 
 class GuestNodeDocument(Value):
@@ -238,6 +245,7 @@ class GuestNodeDocument(Value):
     backend: BackendWord = None
     page_size: PageSize = None
     prefault: Prefault = None
+    memdev: Memdev = None
     regions: Annotated[
         tuple[RegionDocument, ...] | None,
         Field(description="The long form: its memory in pieces."),
@@ -270,13 +278,19 @@ class VmDocument(Value):
         OnVmmExit | None,
         from_text(scalars.choice_parser(OnVmmExit), "a word"),
         WithJsonSchema(words_schema(*OnVmmExit)),
-        Field(description="What becomes of the memory when the VMM exits; default release."),
+        Field(
+            description="With create and register: what becomes of the memory when the VMM exits; "
+            "default release."
+        ),
     ] = None
     cgroup: Annotated[
         str | None,
         from_text(scalars.parse_cgroup, "none, peer or a path"),
         WithJsonSchema({"type": "string", "pattern": "^(none|peer|/.*)$"}),
-        Field(description="Who pays for prefaulted pages: none, peer, or a cgroup's path."),
+        Field(
+            description="With create and register: who pays for prefaulted pages: none, peer, or a "
+            "cgroup's path."
+        ),
     ] = None
     owner: OwnerDocument | None = None
     match: MatchDocument | None = None

@@ -64,7 +64,7 @@ class Value(BaseModel):
 
 
 class Owner(Value):
-    """Who may acquire or register the VM's memory besides root: exactly one of these."""
+    """Who may use the VM's memory, and see all of the VM, besides root: exactly one of these."""
 
     unit: str | None = None
     user: str | None = None

@@ -35,6 +35,7 @@ class Piece:
     backend: Backend
     page_size: int
     prefault: bool
+    memdev: str | None
 
     @property
     def spec(self) -> RegionSpec:
@@ -46,6 +47,7 @@ class Piece:
             backend=self.backend,
             page_size=self.page_size,
             prefault=self.prefault,
+            memdev=self.memdev,
         )
 
 
@@ -116,7 +118,7 @@ def _piece(
     page_size = region.page_size or node.page_size or vm.page_size or SMALL_PAGE
     prefaults = (region.prefault, node.prefault, vm.prefault)
     nodes = region.host_nodes or frozenset()
-    source_prefaults = vm.source is not Source.OBSERVE
+    source_prefaults = (vm.source or Source.CREATE) is Source.CREATE
     return Piece(
         path=path,
         size_key=size_key,
@@ -128,4 +130,5 @@ def _piece(
         prefault=next(
             (given for given in prefaults if given is not None), bool(nodes) and source_prefaults
         ),
+        memdev=region.memdev,
     )

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
+_WITHOUT_MEMDEV: JsonSchema = {
+    "items": {
+        "properties": {
+            "memdev": False,
+            "regions": {"items": {"properties": {"memdev": False}}},
+        }
+    }
+}
 _ONE_OF_ITS_KEYS: JsonSchema = {"minProperties": 1, "maxProperties": 1}
 
 
@@ -27,7 +35,10 @@ def vm_schema() -> JsonSchema:
         _unless_source(["observe"], {"required": ["guest_nodes"]}),
         _unless_source(["register", "adopt"], {"properties": {"confidential": {"const": False}}}),
         _unless_source(["adopt", "observe"], {"not": {"required": ["match"]}}),
-        _unless_source(["create", "register"], {"not": {"required": ["owner"]}}),
+        _unless_source(["create", "register"], {"not": {"required": ["on_vmm_exit"]}}),
+        _unless_source(["create", "register"], {"not": {"required": ["cgroup"]}}),
+        _unless_source(["create", "register"], {"properties": {"prefault": {"const": False}}}),
+        _unless_source(["adopt"], {"properties": {"guest_nodes": _WITHOUT_MEMDEV}}),
     ]
     schema["properties"]["guest_nodes"]["minItems"] = 1
     parts = schema["$defs"]
@@ -41,7 +52,11 @@ def vm_schema() -> JsonSchema:
         {"required": ["memory"], "not": {"required": ["regions"]}},
         {
             "required": ["regions"],
-            "not": {"anyOf": [{"required": [key]} for key in ("memory", "host_nodes", "policy")]},
+            "not": {
+                "anyOf": [
+                    {"required": [key]} for key in ("memory", "host_nodes", "policy", "memdev")
+                ]
+            },
         },
     ]
     return schema

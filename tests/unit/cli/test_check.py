@@ -94,17 +94,20 @@ def test_good_files_beside_bad_ones_are_said_to_be_good(
     assert lines[-1] == "2 files checked: 1 problem in 1."
 
 
-@pytest.mark.parametrize("source", ["register", "adopt"])
-def test_other_sources_are_valid_and_wait(
-    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("register", "waits for its VMM to register its memory"),
+        ("adopt", "waits for its VMM to run"),
+    ],
+)
+def test_a_vm_that_waits_for_its_vmm_is_said_to(
+    source: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, "a", source=source)
-    assert check(capsys, path)[0] == (
-        f"{path}: valid: a, 1 guest node, 1GiB; waiting: source: {source} is not acted on by this "
-        "version"
-    )
+    assert check(capsys, path)[0] == f"{path}: valid: a, 1 guest node, 1GiB; it {reason}"
     (vm,) = check_json(capsys, path)["vms"]
-    assert vm["waiting"] == f"source: {source} is not acted on by this version"
+    assert vm["waiting"] == reason
 
 
 def test_shadowed_files_are_noted_and_no_error(

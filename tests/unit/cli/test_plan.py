@@ -98,7 +98,7 @@ def test_sources_that_wait_take_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     file = spec(tmp_path, "reg", node(0, "999GiB", "0"), source="register")
     assert main(["plan", file, *TWO_SOCKETS]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("nothing to place; 1 not acted on by this version\n")
+    assert out.startswith("nothing to place; 1 waiting for a VMM\n")
     assert "reg: waiting" in out
 
 

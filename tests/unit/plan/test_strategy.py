@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from gmemd.spec.model import RegionSpec
 
 
-def choose(asked: RegionSpec, host: Host, *, confidential: bool = False) -> Choice:
-    return choose_strategy(asked, host, confidential=confidential)
+def choose(asked: RegionSpec, host: Host, *, received: bool = False) -> Choice:
+    return choose_strategy(asked, host, received=received)
 
 
 def test_guest_memfd_by_inode_policy_where_the_kernel_keeps_it(two_sockets: Host) -> None:
@@ -48,10 +48,24 @@ def test_hugetlb_is_allocated_whole_beforehand_whatever_the_spec_says(two_socket
     assert (choice.strategy, choice.prefault) == (Strategy.PROXY_ALLOCATION, True)
 
 
-def test_confidential_memory_is_never_mapped(two_sockets: Host) -> None:
-    choice = choose(region(GIB, {0}), two_sockets, confidential=True)
-    assert choice.strategy is Strategy.PROXY_ALLOCATION
-    assert "confidential" in choice.reason
+def test_received_hugetlb_is_allocated_beforehand_only_where_the_spec_says_so(
+    two_sockets: Host,
+) -> None:
+    huge = region(GIB, {0}, backend="memfd", page_size=2 * MIB, prefault=False)
+    choice = choose(huge, two_sockets, received=True)
+    assert (choice.strategy, choice.prefault) == (Strategy.UNMANAGED, False)
+    assert choice.reason.startswith("hugetlb memory keeps no policy")
+    prefaulted = huge.model_copy(update={"prefault": True})
+    choice = choose(prefaulted, two_sockets, received=True)
+    assert (choice.strategy, choice.prefault) == (Strategy.PROXY_ALLOCATION, True)
+
+
+def test_received_guest_memfd_is_bound_where_the_kernel_keeps_its_policy(
+    two_sockets: Host, before_inode_policy: Host
+) -> None:
+    lazy = region(GIB, {0}, prefault=False)
+    assert choose(lazy, two_sockets, received=True).strategy is Strategy.INODE_POLICY
+    assert choose(lazy, before_inode_policy, received=True).strategy is Strategy.UNMANAGED
 
 
 def test_default_sets_nothing(two_sockets: Host) -> None:

@@ -36,6 +36,7 @@ def test_all_keys() -> None:
     config = parse_config(
         b"version: 1\nvms_directories: /srv/vms\nsocket: /tmp/s\n"
         b"metrics: {listen: [':9989', '[::1]:1', 'localhost:0']}\n"
+        b"state_directory: /var/lib/gmemd\ninline_spec_users: [nova, 107]\n"
         b"discovery: false\n"
         b"audit: {interval: 1.5m, sample: 4096}\n"
         b"admission: {reserve: 0.5%, reserve_minimum: 1GiB}\n",
@@ -43,6 +44,8 @@ def test_all_keys() -> None:
     )
     assert config.vms_directories == (Path("/srv/vms"),)
     assert config.socket == Path("/tmp/s")  # noqa: S108  a path like another
+    assert config.state_directory == Path("/var/lib/gmemd")
+    assert config.inline_spec_users == ("nova", "107")
     assert config.metrics.listen == (":9989", "[::1]:1", "localhost:0")
     assert config.discovery is False
     assert config.audit.interval_seconds == 90
@@ -53,6 +56,11 @@ def test_all_keys() -> None:
 
 def test_metrics_may_be_off() -> None:
     assert parse_config(b"metrics: {listen: []}\n", file="g.yaml").metrics.listen == ()
+
+
+def test_one_user_needs_no_list() -> None:
+    config = parse_config(b"inline_spec_users: libvirt-qemu\n", file="g.yaml")
+    assert config.inline_spec_users == ("libvirt-qemu",)
 
 
 def test_fields_can_be_given_by_name_in_python_only() -> None:
@@ -127,7 +135,15 @@ def test_fields_can_be_given_by_name_in_python_only() -> None:
         ("audit: 60s", "g.yaml:1:8: audit: must be a mapping (got 60s)"),
         ("version: 3", "g.yaml:1:10: version: must be 1, the only version of this format (got 3)"),
         ("vm: x", ("g.yaml:1:1: vm: is not a known key | known here: version, vms_directories, "
-         "socket, discovery, metrics, audit, admission")),
+         "socket, state_directory, inline_spec_users, discovery, metrics, audit, admission")),
+        ("inline_spec_users: [nova, 'a b']", ("g.yaml:1:27: inline_spec_users[1]: must be a "
+         "user's name or number (got a b)")),
+        ("inline_spec_users: 4294967295", ("g.yaml:1:20: inline_spec_users: must be a user's "
+         "name or number (got 4294967295)")),
+        ("inline_spec_users: [nova, nova]",
+         "g.yaml:1:27: inline_spec_users[1]: is in the list twice (got nova)"),
+        ("state_directory: gmemd",
+         "g.yaml:1:18: state_directory: must be an absolute path without '..' (got gmemd)"),
     ],
 )  # fmt: skip
 def test_exact_message(text: str, expected: str) -> None:

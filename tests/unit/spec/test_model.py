@@ -37,10 +37,10 @@ def test_what_is_acted_on_waits_for_nothing(source: str) -> None:
     assert waiting_reason(make(source=source)) is None
 
 
-@pytest.mark.parametrize("source", [Source.REGISTER, Source.ADOPT])
-def test_other_sources_wait_and_say_why(source: str) -> None:
-    reason = waiting_reason(make(source=source))
-    assert reason == f"source: {source} is not acted on by this version"
+def test_what_a_vmm_brings_is_waited_for() -> None:
+    reasons = {source: waiting_reason(make(source=source)) for source in Source}
+    assert reasons[Source.REGISTER] == "waits for its VMM to register its memory"
+    assert reasons[Source.ADOPT] == "waits for its VMM to run"
 
 
 def test_modes_that_need_nodes() -> None:

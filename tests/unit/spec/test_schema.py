@@ -27,6 +27,7 @@ ONLY_CHECK_TELLS = {
     "huge-size",
     "id-twice",
     "local-with-nodes",
+    "memdev-twice",
     "nodeset-backwards",
     "nodeset-excludes-all",
     "nodeset-excludes-stranger",
