@@ -1,47 +1,41 @@
-"""A blocking varlink client: one connection, one call, one reply; for the command line."""
+"""The blocking client: a connection per call."""
 
 from __future__ import annotations
 
-import json
 import socket
+from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gmemd.errors import Exit, GmemdError
+from gmemd.client import requests
+from gmemd.client.errors import (
+    BadCallError,
+    CallError,
+    NoDaemonError,
+    RefusedError,
+    reaching,
+)
+from gmemd.client.wire import DEFAULT_SOCKET, Incoming, Request
 
-INTERFACE = "io.gmemd"
-DEFAULT_SOCKET = Path("/run/gmemd/io.gmemd")
-MAX_REPLY_BYTES = 256 << 20
-_CHUNK_BYTES = 1 << 16
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
+    from gmemd.client.memory import Memory, Offered, Placed, Progress
+    from gmemd.client.requests import Change
+    from gmemd.client.types import Listed, Planned, Reloaded, Vm
+    from gmemd.client.wire import Reply
 
-class NoDaemonError(GmemdError):
-    """Nobody answers on the socket."""
+__all__ = [
+    "DEFAULT_SOCKET",
+    "BadCallError",
+    "CallError",
+    "Client",
+    "NoDaemonError",
+    "RefusedError",
+    "call",
+]
 
-    exit_code = Exit.NO_DAEMON
-
-
-class CallError(GmemdError):
-    """The daemon answered with an error; ``error`` is its varlink name, unqualified."""
-
-    def __init__(
-        self, error: str, parameters: dict[str, Any], message: str, *, hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.error = error
-        self.parameters = parameters
-
-
-class RefusedError(CallError):
-    """The caller may not do this."""
-
-    exit_code = Exit.NOT_PERMITTED
-
-
-class BadCallError(CallError):
-    """The call names something that isn't there, or isn't understood."""
-
-    exit_code = Exit.USAGE
+T = TypeVar("T")
 
 
 def call(
@@ -52,88 +46,130 @@ def call(
     Raises NoDaemonError where nobody answers, RefusedError, BadCallError or CallError where the
     daemon says no. Without a timeout it waits as long as the daemon takes.
     """
-    request = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(timeout_seconds)
-            connection.connect(str(socket_path))
-            connection.sendall(json.dumps(request).encode() + b"\0")
-            reply = json.loads(_receive(connection))
-    except OSError as error:
-        raise _no_daemon(socket_path, error) from error
-    except ValueError as error:
-        raise CallError("", {}, f"{method}: the daemon's reply is no JSON: {error}") from error
-    if reply.get("error"):
-        raise _error(method, reply["error"], reply.get("parameters") or {})
-    return cast("dict[str, Any]", reply.get("parameters") or {})
+    request = Request(method, parameters, lambda reply: reply.parameters)
+    return _last(request, Path(socket_path), timeout_seconds)
 
 
-def _receive(connection: socket.socket) -> bytes:
-    """Return what comes up to the first NUL, without it."""
-    received = bytearray()
-    while True:
-        chunk = connection.recv(_CHUNK_BYTES)
-        if not chunk:
-            raise ConnectionResetError("the daemon closed the connection without a reply")
-        end = chunk.find(b"\0")
-        if end >= 0:
-            return bytes(received + chunk[:end])
-        received += chunk
-        if len(received) > MAX_REPLY_BYTES:
-            raise ConnectionAbortedError(f"the reply is longer than {MAX_REPLY_BYTES} bytes")
+class Client:
+    """The daemon at a socket. Every call has its own connection, so threads may share a client.
 
+    Fds that are passed stay the caller's. All calls raise NoDaemonError where nobody answers, and
+    the CallError of gmemd.client.errors that the daemon's error is.
+    """
 
-def _no_daemon(socket_path: Path, error: OSError) -> GmemdError:
-    """Tell an absent daemon from one that may not be reached."""
-    why = error.strerror or str(error) or type(error).__name__
-    if isinstance(error, PermissionError):
-        return RefusedError(
-            "PermissionDenied",
-            {},
-            f"connecting to the daemon at {socket_path}: {why}",
-            hint="run it as root, or see who may open the socket: "
-            f"ls -ld {socket_path.parent} {socket_path}",
+    def __init__(self, socket_path: str | Path = DEFAULT_SOCKET) -> None:
+        self._path = Path(socket_path)
+
+    def list(self) -> Listed:
+        """All VMs and the host's nodes, of one moment."""
+        return self._last(requests.listing())
+
+    def describe(self, vm: str) -> Vm:
+        """Return one VM."""
+        return self._last(requests.describe(vm))
+
+    def plan(self, vm: str | None = None, *, spec: str | None = None) -> Planned:
+        """What would be placed where, of a VM that has a spec or of ``spec`` (YAML or JSON)."""
+        return self._last(requests.plan(vm, spec))
+
+    def acquire(
+        self,
+        vm: str,
+        *,
+        holder: int | None = None,
+        timeout_seconds: float | None = None,
+        cgroup: int | None = None,
+        spec: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Memory:
+        """Wait until a VM's memory is there, for so long at most, and hold it from then on.
+
+        ``holder`` is a pidfd of who holds it instead of this process; ``cgroup`` is an fd, open
+        for writing, of the cgroup.procs of who pays where the spec says peer. ``progress`` is
+        called while it waits.
+        """
+        return self._last(
+            requests.acquire(
+                vm,
+                holder=holder,
+                timeout_seconds=timeout_seconds,
+                cgroup=cgroup,
+                spec=spec,
+                progress=progress,
+            )
         )
-    return NoDaemonError(
-        f"no daemon answers at {socket_path}: {why}",
-        hint="start it with `systemctl start gmemd` (or `gmemd daemon`), or name its socket "
-        "with --socket",
-    )
+
+    def register(
+        self,
+        vm: str,
+        regions: Sequence[Offered],
+        *,
+        remove: Sequence[int] = (),
+        holder: int | None = None,
+        cgroup: int | None = None,
+        spec: str | None = None,
+    ) -> Placed:
+        """Have memory of this process placed, before its first touch; ``remove`` lets go by id."""
+        return self._last(
+            requests.register(vm, regions, remove=remove, holder=holder, cgroup=cgroup, spec=spec)
+        )
+
+    def adopt(self, vm: str, *, pid: int | None = None) -> Placed:
+        """Have the memory of a VM that runs already placed."""
+        return self._last(requests.adopt(vm, pid))
+
+    def handover(self, vm: str, holder: int) -> int:
+        """Make the process of a pidfd the holder; returns its pid."""
+        return self._last(requests.handover(vm, holder))
+
+    def audit(self, vm: str, *, progress: Callable[[int, int], None] | None = None) -> Vm:
+        """Audit a VM now; ``progress`` is called with the bytes that were looked at, and all."""
+        return self._last(requests.audit(vm, progress))
+
+    def release(self, vm: str, *, force: bool = False) -> str:
+        """Give a VM's memory back; returns the state that it is in then."""
+        return self._last(requests.release(vm, force=force))
+
+    def reload(self) -> Reloaded:
+        """Have the configuration and the VM specs read again."""
+        return self._last(requests.reload())
+
+    def watch(self, vm: str | None = None) -> Iterator[Change]:
+        """Every VM, or one, as it is and then whenever it is another; never ends by itself."""
+        request = requests.watch(vm)
+        with closing(_replies(request, self._path)) as replies:
+            for reply in replies:
+                yield request.result(reply)
+
+    def _last(self, request: Request[T]) -> T:
+        return _last(request, self._path)
 
 
-def _error(method: str, name: str, parameters: dict[str, Any]) -> CallError:
-    """Turn a varlink error into one with a message and a way out."""
-    short = name.rpartition(".")[2]
-    if short == "NoSuchVM":
-        return BadCallError(
-            short,
-            parameters,
-            f"the daemon knows no VM named {parameters.get('vm')!r}",
-            hint="`gmemd status` lists them; a new file in vms.d needs `gmemd reload`",
-        )
-    if short == "PermissionDenied":
-        return RefusedError(
-            short,
-            parameters,
-            f"{method}: not permitted",
-            hint="only root and the daemon's own user may; run it with sudo",
-        )
-    if short in ("MethodNotFound", "InterfaceNotFound"):
-        return BadCallError(
-            short,
-            parameters,
-            f"the daemon knows no method {method}",
-            hint="it is another version than this command; restart it after an upgrade",
-        )
-    if short == "InvalidParameter":
-        what = parameters.get("parameter")
-        return BadCallError(short, parameters, f"{method}: the daemon doesn't accept {what!r}")
-    message = str(parameters.get("message") or name)
-    if short == "ReloadFailed":
-        return BadCallError(
-            short,
-            parameters,
-            f"nothing was reloaded: {message}",
-            hint=parameters.get("hint"),
-        )
-    return CallError(short, parameters, f"{method}: {message}", hint=parameters.get("hint"))
+def _last(request: Request[T], path: Path, timeout_seconds: float | None = None) -> T:
+    """Make a call; the result is that of its last reply."""
+    with closing(_replies(request, path, timeout_seconds)) as replies:
+        for reply in replies:
+            if not reply.continues:
+                return request.result(reply)
+            if request.progress is not None:
+                request.progress(reply.parameters)
+    raise AssertionError("replies end with an exception or the last one")
+
+
+def _replies(
+    request: Request[T], path: Path, timeout_seconds: float | None = None
+) -> Generator[Reply]:
+    """Make a call and yield its replies; what is taken of one, is taken before the next."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_seconds)
+        with reaching(path):
+            connection.connect(str(path))
+            content = request.content
+            connection.sendall(content[request.send_first(connection, content) :])
+        with Incoming(request.method) as incoming:
+            while True:
+                while (reply := incoming.next()) is None:
+                    with reaching(path):
+                        incoming.receive(connection)
+                with reply:
+                    yield reply
