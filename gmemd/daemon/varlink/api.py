@@ -4,16 +4,13 @@ asyncvarlink reads the methods' annotations at run time, so they are real types 
 """
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from importlib.resources import files
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from asyncvarlink import (
-    FileDescriptorArray,
     VarlinkInterface,
     VarlinkInterfaceRegistry,
     VarlinkInterfaceServerProtocol,
-    VarlinkMethodCall,
     varlinkmethod,
 )
 from asyncvarlink.conversion import VarlinkType
@@ -33,10 +30,10 @@ from gmemd.daemon.varlink.interface import (
     Vm,
     VmResult,
 )
-from gmemd.daemon.varlink.transport import Peer
+from gmemd.daemon.varlink.protocol import Protocol as CallProtocol
+from gmemd.daemon.varlink.protocol import current_call
 from gmemd.export.snapshot import Snapshot, VmStatus, snapshot_to_json, vm_to_json
 
-_PEER: ContextVar[Peer | None] = ContextVar("peer", default=None)
 _VM = VarlinkType.from_type_annotation(Vm)
 _HOST_NODE = VarlinkType.from_type_annotation(HostNode)
 
@@ -114,22 +111,8 @@ def _vm_result(status: VmStatus) -> VmResult:
 
 def _require_privilege() -> None:
     """Raise PermissionDenied unless root or the daemon's own user calls."""
-    peer = _PEER.get()
-    if peer is None or not peer.privileged:
+    if not current_call().peer.privileged:
         raise PermissionDenied
-
-
-class _Protocol(VarlinkInterfaceServerProtocol):
-    """One connection; its methods know who calls."""
-
-    def call_received(self, call: VarlinkMethodCall, fds: FileDescriptorArray | None) -> Any:  # noqa: ANN401  asyncvarlink's own type names a private class
-        """Run the method with the peer in its context."""
-        transport = self._transport
-        token = _PEER.set(transport.get_extra_info("peer") if transport is not None else None)
-        try:
-            return super().call_received(call, fds)
-        finally:
-            _PEER.reset(token)
 
 
 def protocol_factory(service: Service) -> Callable[[], VarlinkInterfaceServerProtocol]:
@@ -139,4 +122,4 @@ def protocol_factory(service: Service) -> Callable[[], VarlinkInterfaceServerPro
     registry.register_interface(
         VarlinkServiceInterface("gmemd", "gmemd", gmemd.__version__, "", registry)
     )
-    return lambda: _Protocol(registry)
+    return lambda: CallProtocol(registry)

@@ -12,10 +12,8 @@ import errno
 import logging
 import os
 import socket
-import struct
 from array import array
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from asyncvarlink import (
@@ -24,6 +22,8 @@ from asyncvarlink import (
     VarlinkTransport,
     VarlinkUnixServer,
 )
+
+from gmemd.daemon.varlink.peer import Peer, peer_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,29 +36,8 @@ MAX_CONNECTIONS_PER_USER = 64
 ACCEPT_BACKOFF_SECONDS = 0.5
 BACKLOG = 128
 
-_UCRED = struct.Struct("iII")
 _FD_BYTES = array("i").itemsize
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who connected, as the kernel tells it (SO_PEERCRED): at the time of connect()."""
-
-    pid: int
-    uid: int
-    gid: int
-
-    @property
-    def privileged(self) -> bool:
-        """Whether it is root or the user that this process runs as."""
-        return self.uid in {0, os.geteuid()}
-
-
-def peer_of(connection: socket.socket) -> Peer:
-    """Return the credentials of a unix socket's other end."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return Peer(*_UCRED.unpack(raw))
 
 
 class Transport(VarlinkTransport):
@@ -78,7 +57,8 @@ class Transport(VarlinkTransport):
     ) -> None:
         super().__init__(loop, connection, connection, protocol, {"peer": peer})
         self._peer = peer
-        self._unfinished_bytes = 0
+        self._message = bytearray()
+        self._fds: list[int] = []
 
     def _handle_read_socket_peek(self) -> None:
         """Read up to the end of one message; the loop calls again while there is more."""
@@ -102,28 +82,37 @@ class Transport(VarlinkTransport):
         self._take(data, _fds_of(control), truncated=bool(flags & socket.MSG_CTRUNC))
 
     def _take(self, data: bytes, fds: list[int], *, truncated: bool) -> None:
-        """Hand data and fds to the protocol, unless they end the connection."""
-        self._unfinished_bytes = 0 if data.endswith(b"\0") else self._unfinished_bytes + len(data)
-        if truncated:
-            self._refuse(fds, "more file descriptors than fit, or than this process may open")
-        elif self._unfinished_bytes > MAX_MESSAGE_BYTES:
-            self._refuse(fds, f"a message of more than {MAX_MESSAGE_BYTES} bytes")
+        """Hand a whole message to the protocol, with all fds that came with any of its bytes."""
+        self._message += data
+        self._fds += fds
+        if truncated or len(self._fds) > self.MAX_RECV_FDS:
+            self._refuse("more file descriptors than fit, or than this process may open")
+        elif len(self._message) > MAX_MESSAGE_BYTES:
+            self._refuse(f"a message of more than {MAX_MESSAGE_BYTES} bytes")
         elif not data:
-            _close_all(fds)
+            self._drop_message()
             self._loop.remove_reader(cast("socket.socket", self._recvfd))
             self._loop.call_soon(self._eof_received)
-        else:
+        elif data.endswith(b"\0"):
+            whole, self._message = bytes(self._message), bytearray()
+            received, self._fds = self._fds, []
             referee = object()
-            owned = FileDescriptorArray(referee, fds) if fds else None
+            owned = FileDescriptorArray(referee, received) if received else None
             try:
-                self._protocol.message_received(data, owned)
+                self._protocol.message_received(whole, owned)
             finally:
                 if owned is not None:
                     owned.release(referee)
 
-    def _refuse(self, fds: list[int], what: str) -> None:
+    def _drop_message(self) -> None:
+        """Forget the message that isn't whole yet, and close its fds."""
+        _close_all(self._fds)
+        self._message.clear()
+        self._fds.clear()
+
+    def _refuse(self, what: str) -> None:
         """End a connection whose peer sent what isn't taken."""
-        _close_all(fds)
+        self._drop_message()
         log.warning(
             "connection closed: pid %d (uid %d) sent %s", self._peer.pid, self._peer.uid, what
         )

@@ -16,6 +16,7 @@ from gmemd.client.blocking import CallError, RefusedError, call
 from gmemd.daemon.varlink import transport
 from gmemd.daemon.varlink.api import GmemdInterface, interface_text
 from gmemd.daemon.varlink.interface import HostNode, Vm
+from gmemd.daemon.varlink.peer import Peer
 from gmemd.export.snapshot import Snapshot, snapshot_to_json, vm_to_json
 from tests.unit.daemon.vms import audited_status, host
 
@@ -97,7 +98,7 @@ def test_errors_carry_their_parameters(api: Api) -> None:
 def test_strangers_may_not_act(
     api: Api, monkeypatch: pytest.MonkeyPatch, method: str, parameters: dict[str, str]
 ) -> None:
-    stranger = transport.Peer(1, os.geteuid() + 1, 0)
+    stranger = Peer(1, os.geteuid() + 1, 0)
     monkeypatch.setattr(transport, "peer_of", lambda _: stranger)
     assert call(api.path, "List")["vms"]
     with pytest.raises(RefusedError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gmemd.client.blocking import call
 from gmemd.daemon.varlink import transport
+from gmemd.daemon.varlink.peer import Peer
 
 if TYPE_CHECKING:
     import pytest
@@ -134,7 +135,7 @@ def test_the_listener_outlives_a_shortage_of_fds(api: Api, monkeypatch: pytest.M
 
 
 def test_one_user_cannot_take_every_connection(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport.Peer, "privileged", property(lambda _: False))
+    monkeypatch.setattr(Peer, "privileged", property(lambda _: False))
     monkeypatch.setattr(transport, "MAX_CONNECTIONS_PER_USER", 2)
     held = [api.connect(), api.connect()]
     for connection in held:
@@ -152,9 +153,3 @@ def test_one_user_cannot_take_every_connection(api: Api, monkeypatch: pytest.Mon
                 continue
             break
     held.pop().close()
-
-
-def test_the_peer_is_who_the_kernel_says() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert transport.peer_of(ours) == transport.Peer(os.getpid(), os.geteuid(), os.getegid())
