@@ -165,7 +165,9 @@ def _replies(
         with reaching(path):
             connection.connect(str(path))
             content = request.content
-            connection.sendall(content[request.send_first(connection, content) :])
+            rest = content[request.send_first(connection, content) :]
+            if rest:  # sending nothing fails where the daemon has answered and closed already
+                connection.sendall(rest)
         with Incoming(request.method) as incoming:
             while True:
                 while (reply := incoming.next()) is None:

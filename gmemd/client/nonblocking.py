@@ -155,7 +155,8 @@ async def _send(connection: socket.socket, request: Request[T]) -> None:
         except BlockingIOError:
             await _until(connection, loop.add_writer, loop.remove_writer)
         else:
-            await loop.sock_sendall(connection, content[sent:])
+            if content[sent:]:  # sending nothing fails where the daemon has closed already
+                await loop.sock_sendall(connection, content[sent:])
             return
 
 

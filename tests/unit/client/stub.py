@@ -69,6 +69,8 @@ class Stub:
 
     def serve(self, connection: socket.socket) -> None:
         """Take one call, answer it, and wait for the client to go."""
+        if not connection.recv(1, socket.MSG_PEEK):
+            return
         content, fds = receive(connection)
         told = json.loads(content)
         inodes = [os.fstat(fd).st_ino for fd in fds]
