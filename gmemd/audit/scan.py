@@ -18,7 +18,7 @@ from gmemd.errors import Exit, GmemdError
 from gmemd.kernel.bind import read_policy
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mapping import Mapping
-from gmemd.kernel.memfd import PAGE_SIZE
+from gmemd.kernel.memfd import PAGE_SIZE, is_guest_memfd
 from gmemd.kernel.pages import WindowScan, cachestat, scan_huge_window, scan_window
 
 if TYPE_CHECKING:
@@ -128,13 +128,15 @@ def scan_region(
 
     ``readable=False`` (confidential memory) maps nothing for reading: all of it is unknown.
     ``policy_kept`` says whether a policy read from the inode means anything. ``idle`` says that
-    nobody else uses the region now, so that its residency must not change. ``progress`` is called
-    with the bytes looked at since the last call. Raises AuditStoppedError between two windows once
-    ``stop`` is set.
+    nobody else uses the region now, so that its residency must not change; where somebody does, a
+    memfd's pages are mapped in a way that makes none, whatever happens meanwhile. ``progress`` is
+    called with the bytes looked at since the last call. Raises AuditStoppedError between two
+    windows once ``stop`` is set.
     """
     tally = Tally(page_size)
     before = _allocated_bytes(fd, offset, size_bytes, page_size)
     step = max(window_bytes, page_size)
+    in_use = not idle and page_size == PAGE_SIZE and not is_guest_memfd(fd)
     out_of_sight = None if readable else errno.EACCES
     for done in range(0, size_bytes, step):
         if stop is not None and stop.is_set():
@@ -143,7 +145,7 @@ def scan_region(
         if policy_kept and page_size == PAGE_SIZE:
             note_policy(fd, at, tally)
         if out_of_sight is None:
-            out_of_sight = _scan_window(fd, at, length, tally)
+            out_of_sight = _scan_window(fd, at, length, tally, in_use=in_use)
         else:
             _count_unread(fd, at, length, tally, number=out_of_sight)
         if progress is not None:
@@ -184,16 +186,19 @@ def note_policy(fd: int, offset: int, tally: Tally) -> None:
         tally.policies[PolicyRead(found.mode, found.nodes, found.flags)] = None
 
 
-def _scan_window(fd: int, offset: int, length: int, tally: Tally) -> int | None:
+def _scan_window(fd: int, offset: int, length: int, tally: Tally, *, in_use: bool) -> int | None:
     """Scan one window; ENODEV if the region can't be mapped at all, so that no other tries."""
     try:
         if tally.page_size != PAGE_SIZE:
             scan = scan_huge_window(fd, offset, length, tally.page_size)
         else:
             with Mapping(fd, offset, length, protection="read") as window:
-                scan = scan_window(window, 0, length)
+                scan = scan_window(window, 0, length, existing_only=in_use)
     except KernelError as error:
-        _count_unread(fd, offset, length, tally, number=error.errno, message=error.message)
+        message = f"{error.call}: {error.errno_name}"
+        if error.hint:
+            message += f" ({error.hint})"
+        _count_unread(fd, offset, length, tally, number=error.errno, message=message)
         return error.errno if error.errno == errno.ENODEV else None
     tally.add(scan)
     return None

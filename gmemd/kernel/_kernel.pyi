@@ -110,6 +110,7 @@ class _Lib:
         address: int,
         length: int,
         use_cachestat: int,
+        existing_only: int,
         nodes: CData,
         out: CData,
     ) -> int: ...

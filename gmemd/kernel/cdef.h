@@ -88,7 +88,7 @@ int64_t gm_move_pages(int pid, uint64_t count, const uint64_t *addresses, const 
 int64_t gm_query_range(uint64_t address, uint64_t pages, int16_t *nodes);
 
 int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int use_cachestat,
-		int16_t *nodes, struct gm_scan *out);
+		int existing_only, int16_t *nodes, struct gm_scan *out);
 int64_t gm_scan_pages(int fd, uint64_t offset, uint64_t address, const uint64_t *pages,
 		      uint64_t count, struct gm_scan *out);
 int64_t gm_scan_foreign(int pid, uint64_t address, uint64_t step, const uint64_t *listed,

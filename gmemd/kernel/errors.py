@@ -69,6 +69,12 @@ _HINTS: dict[tuple[str, int], str] = {
         "scan of huge pages",
         errnos.EINVAL,
     ): "this kernel's userfaultfd lacks minor faults of hugetlb",
+    ("scan of a memfd in use", errnos.EPERM): _SECCOMP.format(call="userfaultfd"),
+    ("scan of a memfd in use", errnos.ENOSYS): "this kernel has no userfaultfd",
+    (
+        "scan of a memfd in use",
+        errnos.EINVAL,
+    ): "minor faults of shared memory (userfaultfd) need Linux 5.14 or later",
     ("fallocate", errnos.ENOSPC): "the pool of huge pages is used up",
     ("fallocate", errnos.EINTR): "a signal interrupted it: what was allocated stays",
     ("pidfd_getfd", errnos.EPERM): "needs ptrace access to the process: CAP_SYS_PTRACE",

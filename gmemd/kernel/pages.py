@@ -148,13 +148,17 @@ def scan_window(
     *,
     per_page: bool = False,
     use_cachestat: bool = True,
+    existing_only: bool = False,
 ) -> WindowScan:
     """The resident pages of a window (bytes into the mapping) and their nodes.
 
     The mapping must be readable; what is resident gets mapped, holes stay holes. Residency is
-    cachestat's; where there is none (or not ``use_cachestat``), mincore's. Raises KernelError:
-    EPERM where neither tells this process the truth. A ``page_size`` above the base page's is a
-    hugetlb file: its scan has a mapping of its own.
+    cachestat's; where there is none (or not ``use_cachestat``), mincore's. ``existing_only`` is for
+    a memfd (never guest_memfd) that others use: its pages are mapped through userfaultfd's
+    UFFDIO_CONTINUE, so that one which is punched in the instant between isn't made again.
+
+    A ``page_size`` above the base page's is a hugetlb file: its scan has a mapping of its own.
+    Raises KernelError: EPERM where neither tells this process the truth.
     """
     if page_size != PAGE_SIZE:
         mapping.at(offset, length)
@@ -164,13 +168,14 @@ def scan_window(
     out = ffi.new("struct gm_scan *")
     nodes = array("h", bytes(2 * (length // page_size))) if per_page else None
     invoke(
-        "scan",
+        "scan of a memfd in use" if existing_only else "scan",
         lib.gm_scan,
         mapping.fd,
         mapping.offset + offset,
         mapping.at(offset, length),
         length,
         int(use_cachestat),
+        int(existing_only),
         _buffer_of(nodes),
         out,
         what=f"scanning {length} bytes at offset {mapping.offset + offset} of fd {mapping.fd}",

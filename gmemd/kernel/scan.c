@@ -3,6 +3,46 @@
  * each is. This continues kernel.c, whose calls it is made of.
  */
 
+/* --- mapping what exists -------------------------------------------------------------------- */
+
+static int64_t open_minor_faults(uint64_t address, uint64_t length, uint64_t features)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = features};
+	struct uffdio_register request = {
+		.range = {.start = address, .len = length},
+		.mode = UFFDIO_REGISTER_MODE_MINOR,
+	};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+
+	if (fd < 0)
+		return -(int64_t)errno;
+	if (ioctl(fd, UFFDIO_API, &api) < 0 || ioctl(fd, UFFDIO_REGISTER, &request) < 0) {
+		int64_t error = -(int64_t)errno;
+
+		close(fd);
+		return error;
+	}
+	return fd;
+}
+
+/* Maps pages that exist, from the first on: how many bytes, or -errno for the first of them. */
+static int64_t map_existing(int uffd, uint64_t address, uint64_t length)
+{
+	struct gm_uffdio_continue request;
+	int64_t result;
+
+	do {
+		request = (struct gm_uffdio_continue){
+			.range = {.start = address, .len = length},
+			.mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
+		};
+		result = result_of(ioctl(uffd, GM_UFFDIO_CONTINUE, &request));
+		if (result == -EAGAIN && request.mapped > 0)
+			return request.mapped;
+	} while (result == -EAGAIN || result == -EINTR);
+	return result == 0 ? (int64_t)length : result;
+}
+
 /* --- scan ----------------------------------------------------------------------------------- */
 
 /*
@@ -11,6 +51,9 @@
  * which doesn't know those, only saves cachestat calls where both count the same. A range is
  * populated right after the look that found all of it resident, so that the instant in which a
  * page could be punched and be made again is the shortest possible; a hole is never populated.
+ *
+ * With a userfaultfd over the window nothing is populated: what exists is mapped by UFFDIO_CONTINUE,
+ * which never makes a page, so that instant does no harm.
  */
 struct scan {
 	int fd;
@@ -18,6 +61,7 @@ struct scan {
 	uint64_t address; /* of the window */
 	uint64_t page_size;
 	int use_cachestat;
+	int uffd;       /* over the window, or -1 */
 	int16_t *nodes; /* per page, or NULL */
 	struct gm_scan *out;
 };
@@ -68,14 +112,47 @@ static void populate_around(struct scan *scan, uint64_t page, uint64_t count, in
 	populate_around(scan, page + half, count - half, failed + half);
 }
 
-/* Populates up to BATCH resident pages and counts them by node. */
+/*
+ * A page of a memfd that was punched meanwhile is told by EFAULT, one behind a new end by EINVAL, and
+ * a poisoned one by EIO [read: shmem_get_folio_gfp, mfill_atomic_pte_continue].
+ */
+static int16_t why_unmapped(int64_t error)
+{
+	if (error == -EFAULT || error == -EINVAL)
+		return -ENOENT;
+	return (int16_t)(error == -EIO ? -EHWPOISON : error);
+}
+
+static void map_run(struct scan *scan, uint64_t page, uint64_t count, int16_t *failed)
+{
+	uint64_t done = 0;
+
+	while (done < count) {
+		int64_t mapped = map_existing(scan->uffd,
+					      scan->address + (page + done) * scan->page_size,
+					      (count - done) * scan->page_size);
+
+		if (mapped > 0) {
+			done += (uint64_t)mapped / scan->page_size;
+			continue;
+		}
+		if (mapped != -EEXIST)
+			failed[done] = why_unmapped(mapped);
+		done++;
+	}
+}
+
+/* Maps up to BATCH resident pages and counts them by node. */
 static int64_t take_run(struct scan *scan, uint64_t page, uint64_t count)
 {
 	int16_t failed[BATCH] = {0}, nodes[BATCH];
 	int64_t result;
 	uint64_t i;
 
-	populate_around(scan, page, count, failed);
+	if (scan->uffd >= 0)
+		map_run(scan, page, count, failed);
+	else
+		populate_around(scan, page, count, failed);
 	result = query_batch(scan->address + page * scan->page_size, count, scan->page_size, nodes);
 	if (result < 0)
 		return result;
@@ -171,13 +248,34 @@ static int64_t choose_look(const struct scan *scan)
 	return result ? 0 : -EPERM;
 }
 
+static int64_t scan_all(struct scan *scan, uint64_t pages)
+{
+	struct gm_scan *out = scan->out;
+	uint64_t page, count;
+	int64_t result = choose_look(scan);
+
+	if (result < 0)
+		return result;
+	out->by_cachestat = (uint64_t)result;
+	if (out->by_cachestat && pages > BATCH && cached_pages(scan, 0, pages) == 0)
+		return 0;
+	for (page = 0; page < pages; page += count) {
+		count = pages - page < BATCH ? pages - page : BATCH;
+		result = out->by_cachestat ? scan_range(scan, page, count)
+					   : scan_range_by_mincore(scan, page, count);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
 int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int use_cachestat,
-		int16_t *nodes, struct gm_scan *out)
+		int existing_only, int16_t *nodes, struct gm_scan *out)
 {
 	struct scan scan = {.fd = fd, .offset = offset, .address = address,
 			    .page_size = base_page_size(), .use_cachestat = use_cachestat,
-			    .nodes = nodes, .out = out};
-	uint64_t pages = length / scan.page_size, page, count;
+			    .uffd = -1, .nodes = nodes, .out = out};
+	uint64_t pages = length / scan.page_size, page;
 	int64_t result;
 
 	memset(out, 0, sizeof(*out));
@@ -185,20 +283,16 @@ int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int 
 		nodes[page] = GM_ABSENT;
 	if (pages == 0)
 		return 0;
-	result = choose_look(&scan);
-	if (result < 0)
-		return result;
-	out->by_cachestat = (uint64_t)result;
-	if (out->by_cachestat && pages > BATCH && cached_pages(&scan, 0, pages) == 0)
-		return 0;
-	for (page = 0; page < pages; page += count) {
-		count = pages - page < BATCH ? pages - page : BATCH;
-		result = out->by_cachestat ? scan_range(&scan, page, count)
-					   : scan_range_by_mincore(&scan, page, count);
+	if (existing_only) {
+		result = open_minor_faults(address, length, UFFD_FEATURE_MINOR_SHMEM);
 		if (result < 0)
 			return result;
+		scan.uffd = (int)result;
 	}
-	return 0;
+	result = scan_all(&scan, pages);
+	if (scan.uffd >= 0)
+		close(scan.uffd);
+	return result;
 }
 
 /* As gm_scan, of single pages of the window, by their numbers in it. */
@@ -206,7 +300,8 @@ int64_t gm_scan_pages(int fd, uint64_t offset, uint64_t address, const uint64_t 
 		      uint64_t count, struct gm_scan *out)
 {
 	struct scan scan = {.fd = fd, .offset = offset, .address = address,
-			    .page_size = base_page_size(), .use_cachestat = 1, .out = out};
+			    .page_size = base_page_size(), .use_cachestat = 1, .uffd = -1,
+			    .out = out};
 	int64_t result;
 	uint64_t i;
 
@@ -285,46 +380,8 @@ int64_t gm_scan_foreign(int pid, uint64_t address, uint64_t step, const uint64_t
 
 /*
  * hugetlbfs answers neither cachestat nor (for unmapped pages) mincore, and populating makes
- * holes into pages. UFFDIO_CONTINUE maps a page that exists and fails with EFAULT for a hole.
+ * holes into pages. UFFDIO_CONTINUE fails with EFAULT for a hole.
  */
-static int64_t open_minor_faults(uint64_t address, uint64_t length)
-{
-	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MINOR_HUGETLBFS};
-	struct uffdio_register request = {
-		.range = {.start = address, .len = length},
-		.mode = UFFDIO_REGISTER_MODE_MINOR,
-	};
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-
-	if (fd < 0)
-		return -(int64_t)errno;
-	if (ioctl(fd, UFFDIO_API, &api) < 0 || ioctl(fd, UFFDIO_REGISTER, &request) < 0) {
-		int64_t error = -(int64_t)errno;
-
-		close(fd);
-		return error;
-	}
-	return fd;
-}
-
-/* 1: the page exists and is mapped now; 0: a hole; -errno: it exists or may exist, unmapped. */
-static int64_t map_existing(int uffd, uint64_t address, uint64_t page_size)
-{
-	struct gm_uffdio_continue request;
-	int64_t result;
-
-	do {
-		request = (struct gm_uffdio_continue){
-			.range = {.start = address, .len = page_size},
-			.mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
-		};
-		result = result_of(ioctl(uffd, GM_UFFDIO_CONTINUE, &request));
-	} while (result == -EAGAIN || result == -EINTR);
-	if (result == 0 || result == -EEXIST)
-		return 1;
-	return result == -EFAULT ? 0 : result;
-}
-
 static int64_t scan_huge_mapped(struct scan *scan, int uffd, uint64_t pages)
 {
 	uint64_t page;
@@ -334,9 +391,9 @@ static int64_t scan_huge_mapped(struct scan *scan, int uffd, uint64_t pages)
 		int64_t found = map_existing(uffd, address, scan->page_size);
 		int16_t node = (int16_t)found;
 
-		if (found == 0)
+		if (found == -EFAULT)
 			continue;
-		if (found > 0) {
+		if (found > 0 || found == -EEXIST) {
 			int64_t result = query_batch(address, 1, scan->page_size, &node);
 
 			if (result < 0)
@@ -352,7 +409,7 @@ static int64_t scan_huge_mapped(struct scan *scan, int uffd, uint64_t pages)
 int64_t gm_scan_huge(int fd, uint64_t offset, uint64_t length, uint64_t page_size,
 		     int16_t *nodes, struct gm_scan *out)
 {
-	struct scan scan = {.fd = fd, .offset = offset, .page_size = page_size,
+	struct scan scan = {.fd = fd, .offset = offset, .page_size = page_size, .uffd = -1,
 			    .nodes = nodes, .out = out};
 	uint64_t pages = length / page_size, page;
 	int64_t address, uffd, result;
@@ -364,7 +421,7 @@ int64_t gm_scan_huge(int fd, uint64_t offset, uint64_t length, uint64_t page_siz
 	if (address < 0)
 		return address;
 	scan.address = (uint64_t)address;
-	uffd = open_minor_faults(scan.address, length);
+	uffd = open_minor_faults(scan.address, length, UFFD_FEATURE_MINOR_HUGETLBFS);
 	result = uffd;
 	if (uffd >= 0) {
 		result = scan_huge_mapped(&scan, (int)uffd, pages);
