@@ -19,7 +19,7 @@ _SPREAD = frozenset({PolicyMode.INTERLEAVE, PolicyMode.WEIGHTED_INTERLEAVE})
 _UNTOLD = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
 
 MOST_CREATED = 253
-"""Regions of one VM that gmemd makes: each has a file of its own (SCM_MAX_FD of linux/net/scm.h)."""
+"""Regions of a VM that gmemd makes, each a file of its own (SCM_MAX_FD in linux/net/scm.h)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,9 +54,6 @@ class Matching:
     unmatched: tuple[tuple[Piece, str], ...]
 
 
-NOTHING_MATCHED = Matching((), (), ())
-
-
 def match_backends(
     backends: Sequence[DeclaredBackend],
     pieces: Sequence[Piece],

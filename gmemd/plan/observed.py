@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from gmemd.host.vms.model import Piece, PieceKind
-from gmemd.plan.matching import LEAST_GUEST_BYTES, NOTHING_MATCHED, match_backends
+from gmemd.plan.matching import LEAST_GUEST_BYTES, match_backends
 from gmemd.plan.model import RegionPlan, Strategy, VmPlan
 from gmemd.spec.model import (
     SMALL_PAGE,
@@ -83,9 +84,9 @@ class ObservedVm:
     plan: VmPlan
     regions: tuple[ObservedRegion, ...]
     unmatched: tuple[UnmatchedPiece, ...]
+    matching: Matching
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    matching: Matching = NOTHING_MATCHED
 
 
 def name_of(vmm: VmmProcess, declaration: Declaration) -> str:
@@ -137,7 +138,7 @@ def plan_observed(
     ``policies`` are what the kernel holds by the mappings' addresses, where that was read;
     ``spec``, where there is one, tells what is expected of each guest node.
     """
-    matching = match_backends(declaration.backends, vmm.pieces, policies)
+    matching = match_backends(owned(declaration.backends, spec), vmm.pieces, policies)
     cpuset = _narrowing_cpuset(vmm, host)
     layout = _Layout(name, cpuset, spec)
     for match in matching.matches:
@@ -158,6 +159,22 @@ def plan_observed(
         missing=tuple(_missing(matching, vmm)),
         notes=(*declaration.problems, *layout.notes()),
         matching=matching,
+    )
+
+
+def owned(backends: Iterable[DeclaredBackend], spec: VmSpec | None) -> tuple[DeclaredBackend, ...]:
+    """Give each backend that a spec names (``memdev``) to the spec's guest node."""
+    owners = {
+        region.memdev: node.id
+        for node in (spec.guest_nodes if spec is not None else ())
+        for region in node.regions
+        if region.memdev is not None
+    }
+    return tuple(
+        replace(backend, parts=((owners[backend.id], backend.size_bytes),))
+        if backend.id in owners
+        else backend
+        for backend in backends
     )
 
 
@@ -249,7 +266,7 @@ class _Layout:
         self, backend: DeclaredBackend | None, guest_node: int, size: int
     ) -> tuple[PolicyMode, frozenset[int]]:
         """Where it should be: the spec's word, the command line's, or the cpuset's."""
-        found = _region_of(self._spec, guest_node, size)
+        found = _region_of(self._spec, guest_node, size, backend.id if backend else "")
         if found is not None:
             self._placed_by.add("spec")
             return found.policy, found.host_nodes
@@ -314,14 +331,14 @@ def cut(extents: list[Extent], size: int) -> tuple[list[Extent], list[Extent]]:
     return mine, rest
 
 
-def _region_of(spec: VmSpec | None, guest_node: int, size: int) -> RegionSpec | None:
-    """What a spec says of a guest node's memory of that size."""
+def _region_of(spec: VmSpec | None, guest_node: int, size: int, memdev: str) -> RegionSpec | None:
+    """What a spec says of a guest node's memory of that name or size."""
     if spec is None:
         return None
     regions = next((node.regions for node in spec.guest_nodes if node.id == guest_node), ())
-    return next((region for region in regions if region.size_bytes == size), None) or (
-        regions[0] if regions else None
-    )
+    named = (region for region in regions if memdev and region.memdev == memdev)
+    alike = (region for region in regions if region.size_bytes == size)
+    return next(chain(named, alike, regions), None)
 
 
 def _region_spec(plan: RegionPlan) -> RegionSpec:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from gmemd.plan.dividing import Kind, Share, divide, plan_received
 from gmemd.plan.errors import LayoutMismatchError
-from gmemd.plan.model import RegionPlan
-from gmemd.plan.strategy import choose_strategy
 from gmemd.spec.sizes import exact_size, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gmemd.host.model import Host
+    from gmemd.plan.model import RegionPlan
     from gmemd.spec.model import Backend, GuestNode, RegionSpec, VmSpec
 
 MOST_REGIONS = 1024
@@ -79,145 +79,44 @@ def match_offered(
             "are taken in",
             hint="make larger pieces",
         )
+    for piece in offered:
+        _check(piece)
     _refuse_overlaps(taken, offered)
     found: dict[int, Registration] = {}
-    for node_id in dict.fromkeys(piece.guest_node for piece in offered):
-        node = _guest_node(spec, node_id)
-        work = NodeMatching(
-            spec, node, host, [piece for piece in taken if piece.guest_node == node_id]
+    for number in dict.fromkeys(piece.guest_node for piece in offered):
+        node = _guest_node(spec, number)
+        mine = {n: piece for n, piece in enumerate(offered) if piece.guest_node == number}
+        before = [piece for piece in taken if piece.guest_node == number]
+        chosen = divide(
+            node,
+            _lacking(node, before),
+            [Share(p.size_bytes, Kind(p.backend, p.page_size)) for p in mine.values()],
         )
-        mine = [(n, piece) for n, piece in enumerate(offered) if piece.guest_node == node_id]
-        for _, piece in mine:
-            work.check(piece)
-        chosen = {n: index for n, piece in mine if (index := work.of_its_size(piece)) is not None}
-        chosen |= {n: work.with_room(piece) for n, piece in mine if n not in chosen}
-        found |= {n: work.register(piece, chosen[n]) for n, piece in mine}
+        first = max((piece.index for piece in before), default=-1) + 1
+        for index, (n, spec_index) in enumerate(zip(mine, chosen, strict=True), first):
+            piece, region = mine[n], node.regions[spec_index or 0]
+            plan = plan_received(
+                spec, number, index, region, size_bytes=piece.size_bytes, host=host
+            )
+            found[n] = Registration(piece, region, spec_index or 0, plan)
     return tuple(found[number] for number in range(len(offered)))
 
 
 def missing(spec: VmSpec, taken: Sequence[Taken]) -> dict[int, int]:
     """Return the bytes of each guest node that nobody has registered yet; complete ones are out."""
-    have: dict[int, int] = {}
-    for piece in taken:
-        have[piece.guest_node] = have.get(piece.guest_node, 0) + piece.size_bytes
-    lacks = {node.id: node.size_bytes - have.get(node.id, 0) for node in spec.guest_nodes}
+    lacks = {
+        node.id: sum(_lacking(node, [piece for piece in taken if piece.guest_node == node.id]))
+        for node in spec.guest_nodes
+    }
     return {node: lacking for node, lacking in lacks.items() if lacking > 0}
 
 
-@dataclass(slots=True)
-class NodeMatching:
-    """One guest node: what its regions still lack, and the next piece's number."""
-
-    spec: VmSpec
-    node: GuestNode
-    host: Host
-    taken: list[Taken]
-    left: list[int] = field(init=False)
-    next_index: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.left = [region.size_bytes for region in self.node.regions]
-        for piece in self.taken:
-            if piece.spec_index < len(self.left):
-                self.left[piece.spec_index] -= piece.size_bytes
-        self.next_index = max((piece.index for piece in self.taken), default=-1) + 1
-
-    def check(self, piece: Offered) -> None:
-        """Refuse a piece that can be none of the guest node's."""
-        title = f"guest node {self.node.id}"
-        if not any(_is_made_of(region, piece) for region in self.node.regions):
-            wanted = " or ".join(
-                dict.fromkeys(_kind(r.backend, r.page_size) for r in self.node.regions)
-            )
-            raise LayoutMismatchError(
-                f"{title}: the spec has {wanted}, {_kind(piece.backend, piece.page_size)} "
-                "was offered",
-                guest_node=self.node.id,
-                hint="make the spec's backend and page_size those of the VMM",
-            )
-        for what, value in (("size", piece.size_bytes), ("offset", piece.offset)):
-            if value < 0 or value % piece.page_size or (what == "size" and not value):
-                raise LayoutMismatchError(
-                    f"{title}: a piece's {what} is {value}, it must be a multiple of the page "
-                    f"size, {exact_size(piece.page_size)}",
-                    guest_node=self.node.id,
-                )
-        if piece.offset + piece.size_bytes > piece.file_bytes:
-            raise LayoutMismatchError(
-                f"{title}: a piece of {format_size(piece.size_bytes)} at "
-                f"{format_size(piece.offset)} ends past its file, which has "
-                f"{format_size(piece.file_bytes)}",
-                guest_node=self.node.id,
-            )
-
-    def of_its_size(self, piece: Offered) -> int | None:
-        """Take the first untouched region of just its size."""
-        for index, region in enumerate(self.node.regions):
-            whole = region.size_bytes == piece.size_bytes == self.left[index]
-            if whole and _is_made_of(region, piece):
-                self.left[index] = 0
-                return index
-        return None
-
-    def with_room(self, piece: Offered) -> int:
-        """Take the first region that lacks that many bytes."""
-        fitting = [
-            (index, self.left[index])
-            for index, region in enumerate(self.node.regions)
-            if _is_made_of(region, piece)
-        ]
-        for index, lacking in fitting:
-            if lacking >= piece.size_bytes:
-                self.left[index] -= piece.size_bytes
-                return index
-        lacking = sum(max(0, left) for _, left in fitting)
-        title = f"guest node {self.node.id}"
-        if lacking >= piece.size_bytes:
-            raise LayoutMismatchError(
-                f"{title}: none of its regions lacks {format_size(piece.size_bytes)} in one",
-                guest_node=self.node.id,
-                hint="a piece belongs to one region: cut it where the spec's regions end",
-            )
-        raise LayoutMismatchError(
-            f"{title}: the spec has {format_size(self.node.size_bytes)}, of which "
-            f"{format_size(lacking) if lacking else 'nothing'} is missing; "
-            f"{format_size(piece.size_bytes)} was offered",
-            guest_node=self.node.id,
-            hint="make the spec's sizes those of the VMM, with room for what is hotplugged",
-        )
-
-    def register(self, piece: Offered, spec_index: int) -> Registration:
-        """Plan a piece of that region."""
-        region = self.node.regions[spec_index]
-        plan = plan_received(
-            self.spec,
-            self.node.id,
-            self.next_index,
-            region.model_copy(update={"size_bytes": piece.size_bytes}),
-            self.host,
-        )
-        self.next_index += 1
-        return Registration(piece, region, spec_index, plan)
-
-
-def plan_received(
-    spec: VmSpec, guest_node: int, index: int, region: RegionSpec, host: Host
-) -> RegionPlan:
-    """Plan a region of memory that a VMM has made; without demand."""
-    choice = choose_strategy(region, host, received=True)
-    return RegionPlan(
-        vm=spec.vm,
-        guest_node=guest_node,
-        index=index,
-        size_bytes=region.size_bytes,
-        backend=region.backend,
-        page_size=region.page_size,
-        policy=region.policy,
-        host_nodes=region.host_nodes,
-        strategy=choice.strategy,
-        reason=choice.reason,
-        prefault=choice.prefault,
-    )
+def _lacking(node: GuestNode, taken: Sequence[Taken]) -> list[int]:
+    """What each region of a guest node lacks, in bytes."""
+    return [
+        region.size_bytes - sum(piece.size_bytes for piece in taken if piece.spec_index == index)
+        for index, region in enumerate(node.regions)
+    ]
 
 
 def _guest_node(spec: VmSpec, number: int) -> GuestNode:
@@ -228,6 +127,24 @@ def _guest_node(spec: VmSpec, number: int) -> GuestNode:
     raise LayoutMismatchError(
         f"{spec.vm} has no guest node {number}", guest_node=number, hint=f"the spec has {known}"
     )
+
+
+def _check(piece: Offered) -> None:
+    """Refuse what is no range of whole pages of its file."""
+    title = f"guest node {piece.guest_node}"
+    for what, value, least in (("size", piece.size_bytes, 1), ("offset", piece.offset, 0)):
+        if value < least or value % piece.page_size:
+            raise LayoutMismatchError(
+                f"{title}: a piece's {what} is {value}, it must be a multiple of the page "
+                f"size, {exact_size(piece.page_size)}",
+                guest_node=piece.guest_node,
+            )
+    if piece.offset + piece.size_bytes > piece.file_bytes:
+        raise LayoutMismatchError(
+            f"{title}: a piece of {format_size(piece.size_bytes)} at {format_size(piece.offset)} "
+            f"ends past its file, which has {format_size(piece.file_bytes)}",
+            guest_node=piece.guest_node,
+        )
 
 
 def _refuse_overlaps(taken: Sequence[Taken], offered: Sequence[Offered]) -> None:
@@ -243,11 +160,3 @@ def _refuse_overlaps(taken: Sequence[Taken], offered: Sequence[Offered]) -> None
                 guest_node=after.guest_node,
                 hint="offer each byte of a file once; what is registered needn't be offered again",
             )
-
-
-def _is_made_of(region: RegionSpec, piece: Offered) -> bool:
-    return (region.backend, region.page_size) == (piece.backend, piece.page_size)
-
-
-def _kind(backend: Backend, page_size: int) -> str:
-    return f"{backend} of {exact_size(page_size)} pages"
