@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.cli.output import console, print_json
 from gmemd.client.blocking import DEFAULT_SOCKET, NoDaemonError, RefusedError, call
+from gmemd.client.errors import error_of
 from gmemd.errors import Exit, GmemdError
 from gmemd.spec.problems import FieldError
 from gmemd.spec.scalars import parse_sample_pages
@@ -112,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
             known = _known_to_daemon(args)
         except (NoDaemonError, RefusedError) as error:
             unasked, known = error, None
+        if known is not None and known.get("public"):
+            unasked, known = error_of("Audit", "PermissionDenied", {}), None
         if known is not None:
             running = known.get("running")
             if running is None or not (args.full or args.sample or running["unknown"]):

@@ -40,6 +40,9 @@ class SubcommandModule(Protocol):
 SUBCOMMANDS = {
     "daemon": Subcommand("gmemd.cli.daemon", "the service: places, audits and exports"),
     "status": Subcommand("gmemd.cli.status", "where every VM's memory is, guest node by host node"),
+    "run": Subcommand("gmemd.cli.run", "start a VMM with its memory from the daemon"),
+    "adopt": Subcommand("gmemd.cli.adopt", "place the memory of a VM that runs already"),
+    "release": Subcommand("gmemd.cli.release", "give a VM's memory back"),
     "reload": Subcommand("gmemd.cli.reload", "make the daemon read its VM specs again"),
     "host": Subcommand("gmemd.cli.host", "host nodes and kernel features: what works here"),
     "check": Subcommand("gmemd.cli.check", "validate VM specs and the daemon's config"),

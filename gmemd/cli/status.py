@@ -69,9 +69,10 @@ def exit_code(vms: Sequence[dict[str, Any]]) -> Exit:
 
 
 def _hidden(vm: dict[str, Any]) -> bool:
-    """Whether memory of a running VM was not looked at."""
+    """Whether a VM's memory was not looked at, or isn't for the caller to see."""
     running = vm.get("running")
-    return running is not None and (vm["audit"] is None or running["unknown"] is not None)
+    unseen = running is not None and (vm["audit"] is None or running["unknown"] is not None)
+    return unseen or bool(vm.get("public"))
 
 
 def _print_all(told: dict[str, Any]) -> None:
@@ -98,6 +99,12 @@ def _print_all(told: dict[str, Any]) -> None:
         )
     if hidden := told.get("hidden_processes"):
         print_notice(out, f"there may be more VMs: {hidden}")
+    if any(vm.get("public") for vm in told["vms"]):
+        print_notice(
+            out,
+            "of some VMs you may see no more than their state: root and the owners that their "
+            "specs name see all",
+        )
     if not told["reload_successful"]:
         print_notice(out, f"the last reload was not successful: {told['reload_message']}")
 

@@ -61,8 +61,12 @@ def _headline(vm: Mapping[str, Any]) -> Text:
     head.append("  ")
     head.append(vm["state"], style=STATE_STYLES.get(vm["state"], ""))
     details = [vm["source"] or "no valid spec", f"since {_clock(vm['since'])}"]
+    if vm.get("inline"):
+        details.append("inline spec")
     if vm["running"] is not None:
         details.append(_process(vm["running"]))
+    if vm.get("holder") is not None:
+        details += _holder(vm["holder"], vm["running"])
     if vm["audit"] is not None:
         details.append(f"audited {ago(vm['audit']['started_timestamp'])}")
     if vm["spec_error"] and vm["source"]:
@@ -78,6 +82,16 @@ def _process(running: Mapping[str, Any]) -> str:
     kind = {True: "KVM", False: "emulated", None: ""}[running["kvm"]]
     words = f"pid {running['pid']} {printable(running['program'])}"
     return f"{words} ({kind})" if kind else words
+
+
+def _holder(holder: Mapping[str, Any], running: Mapping[str, Any] | None) -> Iterator[str]:
+    """The process that has a VM's memory from the daemon, unless it was named already."""
+    if not holder["alive"]:
+        yield f"kept, pid {holder['pid']} is gone"
+    elif running is None or running["pid"] != holder["pid"]:
+        program = f" {printable(holder['program'])}" if holder["program"] else ""
+        unit = f" ({printable(holder['unit'])})" if holder["unit"] else ""
+        yield f"held by pid {holder['pid']}{program}{unit}"
 
 
 def _clock(timestamp: float) -> str:
@@ -162,6 +176,8 @@ def _notes(vm: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield where, f"{format_size(drift['unknown'])} unseen: {why}"
     if vm["running"] is not None:
         yield from _running_notes(vm["running"])
+    if vm.get("holder") is not None:
+        yield "holder", _holder_words(vm["holder"])
     audit = vm["audit"]
     if audit is None:
         return
@@ -184,6 +200,18 @@ def _running_notes(running: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "cgroup", printable(running["cgroup"], longest=None)
     for piece in running["unmatched"]:
         yield "unmatched", f"{format_size(piece['size'])}: {piece['why']}"
+
+
+def _holder_words(holder: Mapping[str, Any]) -> str:
+    """Who has the memory, and since when."""
+    who = f"pid {holder['pid']}"
+    if holder["program"]:
+        who += f" {printable(holder['program'])}"
+    if holder["unit"]:
+        who += f" of {printable(holder['unit'], longest=None)}"
+    if not holder["alive"]:
+        return f"{who} is gone; its memory is kept for the next"
+    return f"{who}, since {_clock(holder['since'])}"
 
 
 def _cpu(audit: Mapping[str, Any]) -> str:

@@ -2,21 +2,23 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gmemd.cli import audit as command
-from gmemd.cli import audit_daemon as by_daemon
+from gmemd.cli.audit import exit_code
 from gmemd.cli.main import main
-from gmemd.client.blocking import CallError, NoDaemonError, RefusedError
 from gmemd.export.snapshot import Snapshot, VmState, snapshot_to_json, vm_to_json
+from tests.unit.client.stub import PATIENCE_SECONDS, Answer, Stub, send
 from tests.unit.daemon.vms import MIB, audited_status, guest_node_drift, host
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
-    from pathlib import Path
 
     from gmemd.export.snapshot import VmStatus
 
@@ -30,24 +32,19 @@ UNSEEN = audited_status(guest_node_drift(0, {0: 6 * MIB}, {0}, unknown_bytes=2 *
 
 
 @pytest.fixture
-def audit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def audit(stub: Stub) -> Callable[..., int]:
     """Runs `gmemd audit` against a daemon that gives this answer; gives the exit code."""
 
-    def audited(answer: VmStatus | Exception, *arguments: str) -> int:
-        def call(_socket: Path, method: str, **parameters: str) -> dict[str, Any]:
-            if isinstance(answer, NoDaemonError | RefusedError):
-                raise answer
-            if method == "List":
-                known = PLACED if isinstance(answer, Exception) else answer
-                return snapshot_to_json(Snapshot("0", 0.0, host=host(), vms=(known,)))
-            assert (method, parameters) == ("Audit", {"vm": "vm"})
-            if isinstance(answer, Exception):
-                raise answer
-            return {"vm": vm_to_json(answer)}
-
-        monkeypatch.setattr(command, "call", call)
-        monkeypatch.setattr(by_daemon, "call", call)
-        return main(["audit", "vm", *arguments])
+    def audited(answer: VmStatus | Answer | None, *arguments: str, **known: Any) -> int:  # noqa: ANN401
+        if answer is not None:
+            status = PLACED if isinstance(answer, Answer) else answer
+            told = snapshot_to_json(Snapshot("0", 0.0, host=host(), vms=(status,)))
+            told["vms"][0] |= known
+            stub.on("List", Answer(told))
+            done = Answer({"vm": vm_to_json(status), "looked_at": None, "total": None})
+            stub.on("Audit", answer if isinstance(answer, Answer) else done)
+        socket = "/nowhere" if answer is None else str(stub.path)
+        return main(["audit", "vm", "--socket", socket, *arguments])
 
     return audited
 
@@ -85,49 +82,76 @@ def test_json(audit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
-        (NoDaemonError("no daemon answers", hint="start it"), 2),
-        (RefusedError("PermissionDenied", {}, "not permitted"), 6),
-        (CallError("NotAuditable", {}, "Audit: it is waiting"), 5),
-        (CallError("AuditFailed", {}, "Audit: it broke"), 5),
+        (Answer(error="org.varlink.service.PermissionDenied"), 6),
+        (Answer({"vm": "vm", "state": "waiting", "message": "it waits"}, error="NotAuditable"), 5),
+        (Answer({"vm": "vm", "message": "it broke", "hint": None}, error="AuditFailed"), 5),
     ],
 )
 def test_failures(
     audit: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
-    failure: Exception,
+    failure: Answer,
     code: int,
 ) -> None:
     assert audit(failure) == code
-    assert capsys.readouterr().err.startswith("gmemd: ")
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("gmemd: Audit: ")
+    assert hint.startswith("hint: ")
 
 
-def test_an_audit_that_takes_its_time_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_where_there_is_no_terminal_no_progress_is_asked_for(
+    audit: Callable[..., int], stub: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a terminal there is no sign of it."""
-    begun, done = threading.Event(), threading.Event()
+    assert audit(PLACED, "--json") == 0
+    assert capsys.readouterr().err == ""
+    assert [(call.method, call.more) for call in stub.calls] == [("List", False), ("Audit", False)]
 
-    def call(_socket: Path, method: str, **_parameters: str) -> dict[str, Any]:
-        if method == "List":
-            return snapshot_to_json(Snapshot("0", 0.0, host=host(), vms=(PLACED,)))
-        begun.set()
-        assert done.wait(60)
-        return {"vm": vm_to_json(PLACED)}
 
-    monkeypatch.setattr(command, "call", call)
-    monkeypatch.setattr(by_daemon, "call", call)
-    monkeypatch.setattr(by_daemon, "_PATIENCE_SECONDS", 0.0)
-    threading.Thread(target=lambda: begun.wait(60) and done.set()).start()
-    assert main(["audit", "vm", "--json"]) == 0
-    streams = capsys.readouterr()
-    assert json.loads(streams.out)["vm"] == "vm"
-    assert streams.err == ""
+def test_a_terminal_shows_how_far_the_audit_is(stub: Stub) -> None:
+    """The bar comes after a second: the answer waits until half of it was drawn."""
+    told = snapshot_to_json(Snapshot("0", 0.0, host=host(), vms=(PLACED,)))
+    vm = vm_to_json(PLACED)
+    stub.on("List", Answer(told))
+    drawn = threading.Event()
+
+    def audit(connection: socket.socket) -> None:
+        half = Answer({"vm": vm, "looked_at": 4, "total": 8}, continues=True)
+        send(connection, half.content)
+        assert drawn.wait(PATIENCE_SECONDS)
+        send(connection, Answer({"vm": vm, "looked_at": None, "total": None}).content)
+
+    stub.does("Audit", audit)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "gmemd", "audit", "vm", "--json", "--socket", str(stub.path)]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while b"50%" not in shown:
+            shown += os.read(ours, 4096)
+        drawn.set()
+        assert process.stdout is not None
+        assert json.load(process.stdout)["vm"] == "vm"
+    os.close(ours)
+    assert b"looking at the pages of vm" in shown
+    assert process.returncode == 0
+
+
+def test_a_vm_of_somebody_elses_is_not_shown(
+    audit: Callable[..., int], stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is looked for here, and what isn't found here either is not permitted."""
+    assert audit(PLACED, public=True, guest_nodes=[]) == 6
+    assert "Audit: not permitted" in capsys.readouterr().err
+    assert [call.method for call in stub.calls] == ["List"]
 
 
 def test_a_vm_that_nobody_knows(
     audit: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert audit(NoDaemonError("no daemon answers"), "--socket", "/nowhere") == 2
+    assert audit(None) == 2
     error = capsys.readouterr().err
     assert "no running VM is named 'vm', and no daemon answers" in error
 
@@ -183,5 +207,5 @@ def test_what_was_not_seen_of_running_vms(
     unknown: list[str | None], *, not_all: bool, code: int
 ) -> None:
     vms = [running_vm(word) for word in unknown]
-    assert command.exit_code(vms, not_all=not_all) == code
-    assert command.exit_code([*vms, running_vm(None, drifting=True)], not_all=not_all) == 1
+    assert exit_code(vms, not_all=not_all) == code
+    assert exit_code([*vms, running_vm(None, drifting=True)], not_all=not_all) == 1

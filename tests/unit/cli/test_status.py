@@ -11,6 +11,7 @@ from gmemd.cli import status as command
 from gmemd.cli.main import main
 from gmemd.export.snapshot import Running, Snapshot, VmState, VmStatus, snapshot_to_json
 from gmemd.spec.model import Source
+from tests.unit.client.stub import Answer, Stub
 from tests.unit.daemon.vms import MIB, audited_status, guest_node_drift, host
 
 if TYPE_CHECKING:
@@ -176,3 +177,83 @@ def test_without_a_daemon_there_is_a_way_out(
 def test_hidden_processes_are_told_of(show: Callable[..., tuple[int, list[str]]]) -> None:
     _, lines = show(vms=(FOUND,), hidden_processes="other users' processes are hidden")
     assert lines[-1] == "there may be more VMs: other users' processes are hidden"
+
+
+HOLDER: dict[str, Any] = {
+    "pid": 42,
+    "since": 0.0,
+    "program": "qemu",
+    "unit": "db.service",
+    "alive": True,
+}
+
+
+@pytest.fixture
+def told(stub: Stub) -> Callable[..., dict[str, Any]]:
+    """Has the daemon tell of one VM with these fields changed."""
+
+    def tell(**changed: Any) -> dict[str, Any]:  # noqa: ANN401
+        listed = snapshot_to_json(Snapshot("0", 0.0, host=host(), vms=(audited_status(),)))
+        listed["vms"][0] |= changed
+        stub.on("List", Answer(listed))
+        stub.on("Describe", Answer({"vm": listed["vms"][0]}))
+        return listed
+
+    return tell
+
+
+def lines_of(stub: Stub, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    main(["status", "--socket", str(stub.path), *arguments])
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("holder", "said"),
+    [
+        (HOLDER, "held by pid 42 qemu (db.service)"),
+        (HOLDER, "\n  holder: pid 42 qemu of db.service, since 1970-01-01"),
+        (HOLDER | {"program": None, "unit": None}, "held by pid 42,"),
+        (HOLDER | {"program": None, "unit": None}, "\n  holder: pid 42, since"),
+        (HOLDER | {"alive": False}, "kept, pid 42 is gone"),
+        (
+            HOLDER | {"alive": False},
+            "\n  holder: pid 42 qemu of db.service is gone; its memory is kept for the next",
+        ),
+    ],
+)
+def test_who_has_the_memory(
+    stub: Stub,
+    told: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    holder: dict[str, Any],
+    said: str,
+) -> None:
+    told(holder=holder)
+    assert said in "\n".join(lines_of(stub, capsys, "vm"))
+
+
+def test_a_process_is_named_once(
+    stub: Stub, told: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = snapshot_to_json(Snapshot("0", 0.0, vms=(FOUND,)))["vms"][0]["running"]
+    told(running=running | {"pid": 42}, holder=HOLDER)
+    headline = lines_of(stub, capsys)[0]
+    assert "pid 42 qemu (KVM)" in headline
+    assert "held by" not in headline
+
+
+def test_a_spec_that_came_with_a_call(
+    stub: Stub, told: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(inline=True)
+    assert "inline spec" in lines_of(stub, capsys)[0]
+
+
+def test_what_is_somebody_elses(
+    stub: Stub, told: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(public=True, guest_nodes=[], audit=None, drifting=None, message="", warnings=[])
+    first, *_, last = lines_of(stub, capsys)
+    assert first.startswith("vm  ready  create, since")
+    assert last.startswith("of some VMs you may see no more than their state")
+    assert main(["status", "--exit-code", "--socket", str(stub.path)]) == 5
