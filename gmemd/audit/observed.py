@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -20,9 +20,9 @@ from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
 from gmemd.audit.sampling import allocate
 from gmemd.host.vms.finding import holds_userfaultfd, still_runs, to_see_it
 from gmemd.host.vms.model import PieceKind
+from gmemd.host.vms.taking import VmmGoneError, open_vmm, taken
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mempolicy import RELATIVE_NODES, STATIC_NODES
-from gmemd.kernel.process import pidfd_getfd, pidfd_open
 from gmemd.kernel.procfs.numa_maps import read_numa_maps
 from gmemd.kernel.procfs.text import ProcfsError
 from gmemd.plan.observed import Extent
@@ -290,18 +290,11 @@ def _allocated_bytes(extents: Sequence[Extent]) -> int | None:
 @contextmanager
 def _taken(vmm: VmmProcess, piece: Piece) -> Iterator[int]:
     """A guest_memfd of the VMM, for as long as the block lasts: it pins the guest's memory."""
-    pidfd = pidfd_open(vmm.pid)
     try:
-        if not still_runs(vmm):
-            raise VmGoneError(gone(vmm).message)
-        fd = pidfd_getfd(pidfd, piece.fds[0])
-        try:
-            found = os.fstat(fd)
-            inode = (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)
-            if piece.inode is not None and inode != piece.inode:
-                raise VmGoneError(f"fd {piece.fds[0]} of pid {vmm.pid} is another file meanwhile")
+        with ExitStack() as stack:
+            pidfd = open_vmm(vmm)
+            stack.callback(os.close, pidfd)
+            (fd,) = stack.enter_context(taken(vmm, pidfd, [(piece.fds[0], piece.inode)]))
             yield fd
-        finally:
-            os.close(fd)
-    finally:
-        os.close(pidfd)
+    except VmmGoneError as error:
+        raise VmGoneError(error.message) from error

@@ -56,7 +56,9 @@ class Observer:
     """Holds the VMs that were found running.
 
     ``unseen_processes`` may hold more of them; ``hidden_processes`` says why there may be more yet.
-    ``changed`` is called whenever there is something to publish; ``host`` gives the host.
+    ``changed`` is called whenever there is something to publish; ``host`` gives the host. ``held``
+    gives the pids of processes that are shown otherwise, and ``adoptable`` gets the spec and the
+    VMM (None: there is none) of each VM that is to be adopted.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Observer:
         *,
         host: Callable[[], Awaitable[Host]],
         changed: Callable[[], None],
+        held: Callable[[], frozenset[int]],
+        adoptable: Callable[[VmSpec, FoundVm | None], None],
         finder: Finder | None = None,
     ) -> None:
         self.unseen_processes: int | None = None
@@ -74,6 +78,8 @@ class Observer:
         self._counters = counters
         self._host = host
         self._changed = changed
+        self._held = held
+        self._adoptable = adoptable
         self._finder = finder
         self._wanted = Wanted()
         self._vms: dict[str, Watched] = {}
@@ -173,8 +179,11 @@ class Observer:
     def _take(self, found: Found, wanted: Wanted) -> None:
         """Take on what was found: know the new VMs, and those that are gone no more."""
         before, self._vms = self._vms, {}
+        held = self._held()
         for vm in found.vms:
-            if vm.spec is None and not wanted.discovery:
+            if vm.vmm.pid in held or (vm.spec is None and not wanted.discovery):
+                continue
+            if vm.spec is not None and vm.spec.source is Source.ADOPT:
                 continue
             known = before.get(vm.name)
             if known is None or not same_process(known.found, vm):
@@ -189,6 +198,7 @@ class Observer:
             if name not in self._vms:
                 self._log_gone(known)
         self._waiting = {spec.vm: why_waiting(spec, found) for spec in wanted.specs}
+        self._offer(found, wanted, held)
         if wanted.discovery and found.unseen_processes and not self.unseen_processes:
             log.info(
                 "processes that can't be looked into, and may hold VMs: %d (hint: %s)",
@@ -199,6 +209,14 @@ class Observer:
             log.warning("there may be more VMs: %s", found.hidden_processes)
         self.unseen_processes = found.unseen_processes if wanted.discovery else None
         self.hidden_processes = found.hidden_processes if wanted.discovery else ""
+
+    def _offer(self, found: Found, wanted: Wanted, held: frozenset[int]) -> None:
+        """Tell of the VMMs that are to be adopted, and of those that are gone."""
+        there = {vm.spec.vm: vm for vm in found.vms if vm.spec is not None}
+        for spec in wanted.specs:
+            vm = there.get(spec.vm)
+            if spec.source is Source.ADOPT and (vm is None or vm.vmm.pid not in held):
+                self._adoptable(spec, vm)
 
     async def _look(self, vm: Watched, host: Host) -> None:
         """Look at one VM, and take on what was seen."""

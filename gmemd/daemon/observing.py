@@ -30,7 +30,7 @@ from gmemd.spec.sizes import format_size
 from gmemd.spec.vmm.reading import read_command_line, vmm_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from gmemd.audit.model import PolicyRead, VmAudit
     from gmemd.audit.observed import Effort
@@ -72,13 +72,21 @@ class Finder:
 
     processes: VmmFinder = field(default_factory=VmmFinder)
 
-    def find(self, specs: Iterable[VmSpec] = (), taken: Iterable[str] = ()) -> Found:
-        """Return the VMs that run now, by name.
+    def find(
+        self,
+        specs: Iterable[VmSpec] = (),
+        taken: Iterable[str] = (),
+        *,
+        among: Collection[int] | None = None,
+    ) -> Found:
+        """Return the VMs that run now, by name; of the processes ``among`` alone where given.
 
-        ``specs`` are those with ``source: observe``, whose VM gets the spec's name; ``taken`` are
-        names that other VMs have.
+        ``specs`` are those that tell how a running VM is found (observe, adopt), and it gets the
+        spec's name; ``taken`` are names that other VMs have.
         """
-        found = _named(*_described(self.processes), tuple(specs), taken)
+        found = _named(*_described(self.processes, among=among), tuple(specs), taken)
+        if among is not None:
+            return found
         return replace(found, hidden_processes=hidden_processes())
 
     def find_pid(self, pid: int) -> FoundVm | None:
@@ -121,9 +129,9 @@ def _unseen(found: FoundVm, host: Host, unseen: Unseen) -> VmStatus:
 
 
 def _described(
-    finder: VmmFinder, only: int | None = None
+    finder: VmmFinder, only: int | None = None, *, among: Collection[int] | None = None
 ) -> tuple[list[tuple[VmmProcess, Declaration]], int]:
-    found = finder.find(only)
+    found = finder.find(only, among=among)
     described = []
     for vmm in found.vmms:
         kind = vmm_kind(vmm.argv[0] if vmm.argv else "") or vmm_kind(vmm.program)

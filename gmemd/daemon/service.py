@@ -11,17 +11,24 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from gmemd.daemon.adopting import Adopting
 from gmemd.daemon.desired import ReloadError, read_desired
+from gmemd.daemon.desk import Desk
+from gmemd.daemon.fleet import Fleet
+from gmemd.daemon.handing import Handing
+from gmemd.daemon.lifecycle import Lifecycle
 from gmemd.daemon.notify import Notifier, missing_extra, watchdog_seconds
+from gmemd.daemon.observer import Observer
 from gmemd.daemon.reconcile import LONGEST_PASS_SECONDS, Reconciler
 from gmemd.daemon.reloading import config_notes, report, summary
+from gmemd.daemon.specs import PassedSpecs
+from gmemd.daemon.taking import Taking
 from gmemd.daemon.varlink.api import protocol_factory
-from gmemd.daemon.varlink.interface import AuditFailed, NotAuditable, ReloadFailed
+from gmemd.daemon.varlink.interface import ReloadFailed
 from gmemd.daemon.varlink.listener import Listener
-from gmemd.daemon.varlink.transport import Server
+from gmemd.daemon.varlink.server import Server
 from gmemd.daemon.watched import wanted
 from gmemd.daemon.work import Workers
-from gmemd.errors import GmemdError
 from gmemd.export.http import MetricsServer
 from gmemd.export.instruments import Counters
 from gmemd.plan.admission import Reserve
@@ -29,11 +36,14 @@ from gmemd.spec.config import DaemonConfig, load_config
 from gmemd.spec.problems import SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from gmemd.daemon.desired import Desired
+    from gmemd.daemon.observing import FoundVm
     from gmemd.daemon.varlink.interface import ReloadResult
-    from gmemd.export.snapshot import Snapshot, VmStatus
+    from gmemd.export.snapshot import Snapshot
+    from gmemd.spec.model import VmSpec
     from gmemd.spec.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -60,7 +70,7 @@ def limit_process() -> None:
 
 
 class Daemon:
-    """What the API stands on, and what signals reach."""
+    """All of the daemon's parts, and what signals reach."""
 
     def __init__(self, config_path: Path | None, config: DaemonConfig) -> None:
         self._config_path = config_path
@@ -70,15 +80,43 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
-        watchdog = watchdog_seconds()
         self._workers = Workers()
-        self._reconciler = Reconciler(
+        self._fleet = Fleet(
             self._workers,
             self._counters,
             reserve=_reserve(config),
             audit_interval_seconds=config.audit.interval_seconds,
+        )
+        self._specs = PassedSpecs(self._fleet, config.state_directory, config.inline_spec_users)
+        lifecycle = Lifecycle(self._fleet, self._specs.forget)
+        observer = Observer(
+            self._workers,
+            self._counters,
+            host=self._fleet.known_host,
+            changed=self._fleet.wake.set,
+            held=self._fleet.holder_pids,
+            adoptable=self._adoptable,
+        )
+        watchdog = watchdog_seconds()
+        self._reconciler = Reconciler(
+            self._fleet,
+            lifecycle,
+            observer,
+            is_inline=self._specs.files.has,
             after_pass=self._after_pass,
             longest_pause_seconds=watchdog / 2 if watchdog else LONGEST_PASS_SECONDS,
+        )
+        self._specs.reconciler = self._reconciler
+        taking = Taking(self._fleet, lifecycle, self._reconciler)
+        self._adopting = Adopting(self._fleet, taking)
+        self._desk = Desk(
+            self._fleet,
+            self._reconciler,
+            Handing(self._fleet, lifecycle, self._reconciler),
+            taking=taking,
+            adopting=self._adopting,
+            specs=self._specs,
+            reload=self.reload,
         )
 
     @property
@@ -95,7 +133,7 @@ class Daemon:
         with MetricsServer(
             self._config.metrics.listen, lambda: self.snapshot, self._counters
         ) as metrics:
-            server = Server(listener.socket.dup(), protocol_factory(self))
+            server = Server(listener.socket.dup(), protocol_factory(self._desk))
             try:
                 await self._start(server, metrics)
                 await self._until_stopped()
@@ -124,34 +162,21 @@ class Daemon:
         log.info("reloaded: %s", summary(result))
         return result
 
-    async def audit(self, vm: str) -> VmStatus:
-        """Audit a VM now; raises NotAuditable and AuditFailed."""
-        if self._reconciler.observer.runs(vm):
-            return await self._audit_observed(vm)
-        managed = await self._reconciler.audit_now(vm)
-        if not managed.regions:
-            raise NotAuditable(vm=vm, state=str(managed.state), message=managed.message)
-        if managed.audit_error:
-            raise AuditFailed(vm=vm, message=managed.audit_error, hint=None)
-        return managed.status()
+    def _adoptable(self, spec: VmSpec, found: FoundVm | None) -> None:
+        """Adopt a VMM that was found, in the background; of one that is gone forget what failed."""
+        if found is None:
+            self._adopting.lost(spec)
+        else:
+            self._in_background(self._adopting.take_on(spec, found))
 
-    async def _audit_observed(self, name: str) -> VmStatus:
-        """Look at a running VM now; raises NotAuditable and AuditFailed."""
-        reconciler = self._reconciler
-        try:
-            seen = await reconciler.observer.audit_now(name)
-        except GmemdError as error:
-            raise AuditFailed(vm=name, message=error.message, hint=error.hint) from error
-        reconciler.look_at_all()
-        if seen is None:
-            raise NotAuditable(vm=name, state="waiting", message="it runs no more")
-        if seen.audit is None:
-            raise NotAuditable(vm=name, state=str(seen.state), message=seen.message)
-        return self.snapshot.vm(name) or seen
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _start(self, server: Server, metrics: MetricsServer) -> None:
         """Take on the specs, serve, and say so."""
-        desired = await self._workers.read(read_desired, self._config.vms_directories)
+        desired = await self._workers.read(read_desired, self._directories(self._config))
         self._log_problems(desired.problems)
         self._want(desired)
         await server.start_serving()
@@ -167,11 +192,12 @@ class Daemon:
         """Reconcile and observe until a signal says stop, or the loop fails."""
         loop_task = asyncio.create_task(self._reconciler.run(), name="reconcile")
         observing = asyncio.create_task(self._reconciler.observer.run(), name="observe")
+        adopting = asyncio.create_task(self._adopting.run(), name="adopt")
         stop_task = asyncio.create_task(self._stop.wait(), name="stop")
         await asyncio.wait({loop_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
-        stop_task.cancel()
         self._reconciler.observer.stop()
-        observing.cancel()
+        for task in (stop_task, observing, adopting):
+            task.cancel()
         if loop_task.done():
             loop_task.result()
         loop_task.cancel()
@@ -197,9 +223,7 @@ class Daemon:
             self._notifier.extend(STOP_EXTENSION_SECONDS)
 
     def _reload_by_signal(self) -> None:
-        task = asyncio.create_task(self._reload_quietly())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._in_background(self._reload_quietly())
 
     async def _reload_quietly(self) -> None:
         """Reload for a caller who reads the log alone, where a failure was written already."""
@@ -208,20 +232,26 @@ class Daemon:
 
     async def _read_again(self) -> ReloadResult:
         config = await self._workers.read(load_config, self._config_path)
-        before = self._reconciler.desired
-        desired = await self._workers.read(read_desired, config.vms_directories, before)
+        before = self._fleet.desired
+        desired = await self._workers.read(read_desired, self._directories(config), before)
         self._log_problems(desired.problems)
         holding = {
             name: vm.spec
-            for name, vm in self._reconciler.vms.items()
+            for name, vm in self._fleet.vms.items()
             if vm.regions and vm.spec is not None
         }
         result = report(before, desired, holding, config_notes(self._config, config))
         self._config = config
-        self._reconciler.reserve = _reserve(config)
-        self._reconciler.audit_interval_seconds = config.audit.interval_seconds
+        self._fleet.reserve = _reserve(config)
+        self._fleet.audit_interval_seconds = config.audit.interval_seconds
+        self._specs.users = config.inline_spec_users
         self._want(desired)
         return result
+
+    def _directories(self, config: DaemonConfig) -> tuple[Path, ...]:
+        """Where specs are: the operator's, and last those that came with calls."""
+        inline = self._specs.files.directory
+        return (*config.vms_directories, *((inline,) if inline.exists() else ()))
 
     def _want(self, desired: Desired) -> None:
         """Take on specs and the configuration, and publish."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from gmemd.export.snapshot import RegionStatus, VmState, VmStatus
@@ -16,15 +17,36 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from gmemd.audit.model import VmAudit
+    from gmemd.daemon.holding import Holder
     from gmemd.drift.model import VmDrift
+    from gmemd.memory.errors import ProvisionError
     from gmemd.memory.progress import Progress
     from gmemd.memory.regions import Region
-    from gmemd.plan.model import RegionPlan, VmPlan
+    from gmemd.plan.model import Refusal, RegionPlan, VmPlan
     from gmemd.spec.model import VmSpec
     from gmemd.spec.problems import Problem
 
 FIRST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
+KEPT = "its VMM has exited, its memory is kept for the next one"
+
+
+class Work(Enum):
+    """What is being done for a VM. During an audit its memory may be handed out."""
+
+    PROVISION = auto()
+    PLACE = auto()
+    APPLY = auto()
+    AUDIT = auto()
+    RELEASE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a VM has no memory, for programs: what refused it, or what went wrong."""
+
+    refusals: tuple[Refusal, ...] = ()
+    error: ProvisionError | None = None
 
 
 def retry_seconds(attempts: int) -> float:
@@ -40,6 +62,14 @@ class ManagedVm:
     are what there is; ``promised`` counts the plan before the regions are there. ``pending`` says
     what a newer spec (``pending_spec``) asks for that isn't done to memory that exists.
     ``retry_at`` and ``audit_due`` are on the monotonic clock.
+
+    ``holder`` has the memory; one that isn't alive has left it behind, to be kept. A VM is
+    ``dormant`` once its memory was given back after use: it is made again when somebody wants it.
+    ``release_wanted``: what there is is given back as soon as nothing else is done for the VM.
+    ``inline``: its spec came with a call, and goes with the memory. ``prefaulted`` tells whether
+    the holder's cgroup has paid for its pages (cgroup: peer). ``failures`` counts all failed
+    attempts ever, ``cause`` is the last one's. ``spec_indexes`` gives, by region id, the place of a
+    region's spec among its guest node's. ``looked_at`` is bytes, and bytes in all, of an audit.
     """
 
     name: str
@@ -64,11 +94,34 @@ class ManagedVm:
     audit_error: str = ""
     audit_due: float = 0.0
     drift: VmDrift | None = None
+    work: Work | None = None
+    holder: Holder | None = None
+    dormant: bool = False
+    release_wanted: bool = False
+    inline: bool = False
+    prefaulted: bool = False
+    failures: int = 0
+    cause: Failure | None = None
+    spec_indexes: dict[int, int] = field(default_factory=dict)
+    next_region_id: int = 0
+    looked_at: tuple[int, int] | None = None
+    holder_warnings: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Whether a process that is alive has the memory."""
+        return self.holder is not None and self.holder.alive
 
     @property
     def busy(self) -> bool:
         """Whether work for this VM is under way."""
         return self.task is not None and not self.task.done()
+
+    @property
+    def steady(self) -> bool:
+        """Whether there is memory, and nothing but an audit is done to it."""
+        idle = not self.busy or self.work is Work.AUDIT
+        return bool(self.regions) and idle and not self.release_wanted
 
     def enter(self, state: VmState, message: str = "", hint: str = "") -> bool:
         """Go to a state; True where it or its message is another than before."""
@@ -78,12 +131,14 @@ class ManagedVm:
         self.state, self.message, self.hint = state, message, hint
         return changed
 
-    def fail(self, reason: str, message: str, hint: str = "") -> bool:
+    def fail(self, reason: str, message: str, hint: str = "", cause: Failure | None = None) -> bool:
         """Record a failed attempt, and when to try again; True where it is news.
 
         ``reason`` is one word: figures in a message may differ from one attempt to the next.
         """
         self.progress = None
+        self.cause = cause
+        self.failures += 1
         self.attempts += 1
         self.retry_at = time.monotonic() + retry_seconds(self.attempts)
         news, self.failure = reason != self.failure, reason
@@ -183,6 +238,8 @@ class ManagedVm:
             audit=self.audit,
             tolerance=self.spec.drift_tolerance if self.spec is not None else 0.0,
             warnings=tuple(self._warnings()),
+            holder=self.holder.status() if self.holder is not None else None,
+            inline=self.inline,
         )
 
     def _region_statuses(self) -> Iterator[RegionStatus]:
@@ -204,6 +261,9 @@ class ManagedVm:
             yield f"the last audit failed: {self.audit_error}"
         if self.plan is not None:
             yield from self.plan.warnings
+        if self.holder is not None and not self.holder.alive:
+            yield KEPT
+        yield from self.holder_warnings
         for region in self.regions:
             for note in region.notes:
                 yield f"guest node {region.plan.guest_node}: {note}"

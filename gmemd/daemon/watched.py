@@ -29,6 +29,7 @@ _DROP_IN = (
 class Wanted:
     """What is observed: VMs of ``specs`` (``source: observe``), and with ``discovery`` all others.
 
+    Those of specs with ``source: adopt`` are looked for, and left to whom adopts them.
     ``sample_pages`` of each guest node are looked at. ``taken`` are names of VMs that aren't
     observed.
     """
@@ -43,7 +44,9 @@ class Wanted:
 def wanted(config: DaemonConfig, desired: Desired) -> Wanted:
     """What a configuration and its specs ask to be observed."""
     specs = desired.specs
-    observed = tuple(spec for spec in specs.values() if spec.source is Source.OBSERVE)
+    observed = tuple(
+        spec for spec in specs.values() if spec.source in (Source.OBSERVE, Source.ADOPT)
+    )
     return Wanted(
         discovery=config.discovery,
         interval_seconds=config.audit.interval_seconds,

@@ -17,18 +17,23 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gmemd.audit.vm import AuditedRegion, audit_vm
 from gmemd.host.reading import read_host
+from gmemd.memory.passed import MemoryFiles
+from gmemd.memory.received import place_received, prefault_acquired
 from gmemd.memory.regions import provision_vm, rebind, release
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from gmemd.audit.model import VmAudit
     from gmemd.host.model import Feature, Host
+    from gmemd.memory.passed import MemoryFile
     from gmemd.memory.progress import Progress
     from gmemd.memory.regions import Region
     from gmemd.plan.admission import Reserve
     from gmemd.plan.model import RegionPlan, VmPlan
+    from gmemd.spec.model import VmSpec
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +54,21 @@ class Workers:
         self._auditing = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._releasing = ThreadPoolExecutor(2, thread_name_prefix="release")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._placing = ThreadPoolExecutor(provisioning, thread_name_prefix="place")
         self._observing = _Expendable("observe")
+        self._memory_files = MemoryFiles()
         self._features: dict[str, Feature] | None = None
 
     def close(self) -> None:
         """Wait for what runs, and end the threads; what only waits is dropped."""
         self._observing.close()
-        for pool in (self._provisioning, self._auditing, self._releasing, self._reading):
+        for pool in (
+            self._provisioning,
+            self._placing,
+            self._auditing,
+            self._releasing,
+            self._reading,
+        ):
             pool.shutdown(wait=True, cancel_futures=True)
 
     async def read_host(self) -> Host:
@@ -88,9 +101,21 @@ class Workers:
         return await _run(self._provisioning, work)
 
     async def audit(
-        self, vm: str, regions: Sequence[Region], *, confidential: bool, stop: threading.Event
+        self,
+        vm: str,
+        regions: Sequence[Region],
+        *,
+        confidential: bool,
+        idle: bool,
+        holders_cgroup: Path | None,
+        progress: Callable[[int, int], None],
+        stop: threading.Event,
     ) -> VmAudit:
-        """Audit a VM's regions. Raises KernelError and AuditStoppedError."""
+        """Audit a VM's regions. Raises KernelError and AuditStoppedError.
+
+        ``idle``: nobody uses them. ``holders_cgroup`` pays for what no cgroup of gmemd's own does;
+        ``progress`` gets bytes looked at and bytes in all.
+        """
         payers = {region.cgroup for region in regions if region.own_cgroup}
         work = partial(
             audit_vm,
@@ -102,10 +127,66 @@ class Workers:
                 for region in regions
             ],
             readable=not confidential,
+            idle=idle,
+            progress=progress,
             stop=stop,
-            counters_cgroup=payers.pop() if len(payers) == 1 else None,
+            counters_cgroup=payers.pop() if len(payers) == 1 else holders_cgroup,
         )
         return await _run(self._auditing, work)
+
+    async def identify(self, fd: int) -> MemoryFile:
+        """Say which memory a received descriptor is. Raises NotMemoryError."""
+        return await _run(self._placing, partial(self._memory_files.identify, fd))
+
+    async def place(
+        self,
+        received: Sequence[tuple[RegionPlan, int, int, MemoryFile]],
+        *,
+        spec: VmSpec,
+        host: Host,
+        reserve: Reserve,
+        progress: Callable[[Progress], None],
+        cancel: threading.Event,
+        payer_fd: int | None,
+    ) -> list[Region]:
+        """Give received files (plan, fd, offset, what it is) their policies. See place_received."""
+        work = partial(
+            place_received,
+            received,
+            spec=spec,
+            host=host,
+            reserve=reserve,
+            progress=progress,
+            cancel=cancel,
+            payer_fd=payer_fd,
+        )
+        return await _run(self._placing, work)
+
+    async def prefault_acquired(
+        self,
+        regions: Sequence[Region],
+        *,
+        vm: str,
+        host: Host,
+        reserve: Reserve,
+        progress: Callable[[Progress], None],
+        cancel: threading.Event,
+        payer_fd: int,
+        payer: Path,
+    ) -> None:
+        """Prefault regions at the cost of a passed cgroup. Raises ProvisionError."""
+        work = partial(
+            prefault_acquired,
+            regions,
+            vm=vm,
+            host=host,
+            reserve=reserve,
+            progress=progress,
+            cancel=cancel,
+            payer_fd=payer_fd,
+            payer=payer,
+        )
+        return await _run(self._provisioning, work)
 
     async def release(self, regions: Sequence[Region]) -> None:
         """Give regions back."""

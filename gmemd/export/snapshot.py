@@ -94,12 +94,24 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class HolderStatus:
+    """The process that has a VM's memory; ``alive`` is False where it is kept for the next one."""
+
+    pid: int
+    since: float
+    program: str = ""
+    unit: str = ""
+    alive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class VmStatus:
     """One VM: its state since when and why, its regions, and the latest audit with its drift.
 
     ``source`` is None where only an unreadable spec is known of it; ``progress_ratio`` goes from 0
     to 1 while provisioning. ``spec_error`` says that the newest version of its file is broken (an
-    older one may be in force). ``running`` is there for VMs that were found running.
+    older one may be in force). ``running`` is there for VMs that were found running, ``holder``
+    while a process has memory that gmemd made or took in. ``inline``: its spec came with a call.
     """
 
     vm: str
@@ -117,6 +129,8 @@ class VmStatus:
     tolerance: float = 0.01
     warnings: tuple[str, ...] = ()
     running: Running | None = None
+    holder: HolderStatus | None = None
+    inline: bool = False
 
     @property
     def guest_nodes(self) -> tuple[int, ...]:
@@ -215,6 +229,25 @@ def vm_to_json(vm: VmStatus) -> dict[str, Any]:
         "guest_nodes": [_guest_node_to_json(vm, node) for node in vm.guest_nodes],
         "audit": _audit_to_json(vm.audit) if vm.audit is not None else None,
         "running": _running_to_json(vm.running) if vm.running is not None else None,
+        "holder": _holder_to_json(vm.holder) if vm.holder is not None else None,
+        "inline": vm.inline,
+        "public": False,
+    }
+
+
+def public_to_json(vm: VmStatus) -> dict[str, Any]:
+    """The part of a VM that everybody may see: that there is one, and in which state."""
+    shown = VmStatus(vm=vm.vm, source=vm.source, state=vm.state, since=vm.since, tolerance=0.0)
+    return vm_to_json(shown) | {"public": True}
+
+
+def _holder_to_json(holder: HolderStatus) -> dict[str, Any]:
+    return {
+        "pid": holder.pid,
+        "since": holder.since,
+        "program": holder.program or None,
+        "unit": holder.unit or None,
+        "alive": holder.alive,
     }
 
 

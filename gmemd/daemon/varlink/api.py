@@ -3,53 +3,96 @@
 asyncvarlink reads the methods' annotations at run time, so they are real types here.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from importlib.resources import files
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from asyncvarlink import (
+    AnnotatedResult,
     VarlinkInterface,
     VarlinkInterfaceRegistry,
-    VarlinkInterfaceServerProtocol,
     varlinkmethod,
 )
 from asyncvarlink.conversion import VarlinkType
-from asyncvarlink.serviceerrors import PermissionDenied
+from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 import gmemd
-from gmemd.daemon.varlink.interface import (
-    INTERFACE,
-    AuditFailed,
-    HostNode,
-    ListResult,
-    NoSuchVM,
-    NotAuditable,
-    ReloadFailed,
-    ReloadResult,
-    Vm,
-    VmResult,
-)
+from gmemd.daemon.varlink import interface as io
+from gmemd.daemon.varlink.peer import Peer
+from gmemd.daemon.varlink.protocol import Call, current_call
 from gmemd.daemon.varlink.protocol import Protocol as CallProtocol
-from gmemd.daemon.varlink.protocol import current_call
-from gmemd.export.snapshot import Snapshot, VmStatus, snapshot_to_json, vm_to_json
+from gmemd.export.snapshot import (
+    Snapshot,
+    VmStatus,
+    public_to_json,
+    snapshot_to_json,
+    vm_to_json,
+)
 
-_VM = VarlinkType.from_type_annotation(Vm)
-_HOST_NODE = VarlinkType.from_type_annotation(HostNode)
+_VM = VarlinkType.from_type_annotation(io.Vm)
+_HOST_NODE = VarlinkType.from_type_annotation(io.HostNode)
 
 
 class Service(Protocol):
-    """What the API stands on."""
+    """What the API stands on. Methods raise the varlink errors that the interface gives them."""
 
     @property
     def snapshot(self) -> Snapshot:
         """The latest published snapshot."""
 
-    async def reload(self) -> ReloadResult:
-        """Read config and specs again; raises the varlink error ReloadFailed."""
+    async def change(self) -> None:
+        """Wait until a snapshot is published."""
 
-    async def audit(self, vm: str) -> VmStatus:
-        """Audit a VM now; raises the varlink errors NotAuditable and AuditFailed."""
+    async def usable(self, peer: Peer) -> frozenset[str]:
+        """Return the names of the VMs that a peer may use."""
+
+    async def may_pass_specs(self, peer: Peer) -> bool:
+        """Whether a peer may bring a spec along, and plan."""
+
+    async def reload(self) -> io.ReloadResult:
+        """Read config and specs again."""
+
+    def audit(self, vm: str) -> AsyncIterator[tuple[int, int] | None]:
+        """Audit a VM now; gives bytes looked at and in all while it goes on."""
+
+    def acquire(
+        self,
+        vm: str,
+        call: Call,
+        *,
+        holder: int | None,
+        cgroup: int | None,
+        timeout_ms: int | None,
+        spec: str | None,
+    ) -> AsyncIterator[io.AcquireResult]:
+        """Hand out a VM's memory; progress first, the last one has regions."""
+
+    async def register(
+        self,
+        vm: str,
+        call: Call,
+        regions: list[io.OfferedRegion],
+        *,
+        remove: list[int],
+        holder: int | None,
+        cgroup: int | None,
+        spec: str | None,
+    ) -> io.PlacedResult:
+        """Take in memory that a VMM has made."""
+
+    async def adopt(self, vm: str, pid: int | None) -> io.PlacedResult:
+        """Take in the memory of a VMM that runs."""
+
+    async def hand_over(self, vm: str, call: Call, holder: int) -> io.HandoverResult:
+        """Make another process the holder."""
+
+    async def release(self, vm: str, call: Call, *, force: bool) -> io.ReleaseResult:
+        """Give back a VM's memory."""
+
+    async def plan(self, vm: str | None, spec: str | None) -> io.PlanResult:
+        """Tell what would be placed where."""
 
 
 def interface_text() -> str:
@@ -57,39 +100,162 @@ def interface_text() -> str:
     return files("gmemd.daemon.varlink").joinpath("io.gmemd.varlink").read_text(encoding="utf-8")
 
 
-class GmemdInterface(VarlinkInterface, name=INTERFACE):
+class GmemdInterface(VarlinkInterface, name=io.INTERFACE):
     """The daemon's interface; io.gmemd.varlink beside this file describes it."""
 
-    errors = (NoSuchVM, NotAuditable, ReloadFailed, AuditFailed)
+    errors = (
+        io.NoSuchVM,
+        io.NotAuditable,
+        io.ReloadFailed,
+        io.AuditFailed,
+        io.BadSpec,
+        io.NotReady,
+        io.DoesNotFit,
+        io.ProvisioningFailed,
+        io.NotSupportedByKernel,
+        io.AlreadyOwned,
+        io.LayoutMismatch,
+        io.Ambiguous,
+        io.FdRejected,
+        io.Timeout,
+    )
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     @varlinkmethod
-    def List(self) -> ListResult:  # noqa: N802  varlink's spelling
+    async def List(self) -> io.ListResult:  # noqa: N802  varlink's spelling
         """Everything, of one moment."""
-        told = snapshot_to_json(self._service.snapshot)
+        usable = await self._service.usable(current_call().peer)
+        snapshot = self._service.snapshot
+        privileged = current_call().peer.privileged
+        told = snapshot_to_json(snapshot)
         told["host_nodes"] = [_HOST_NODE.fromjson(node) for node in told["host_nodes"]]
-        told["vms"] = [_VM.fromjson(vm) for vm in told["vms"]]
-        return cast("ListResult", told)
+        told["vms"] = [
+            _VM.fromjson(vm_to_json(vm) if privileged or vm.vm in usable else public_to_json(vm))
+            for vm in snapshot.vms
+        ]
+        return cast("io.ListResult", told)
 
     @varlinkmethod
-    def Describe(self, *, vm: str) -> VmResult:  # noqa: N802  as above
+    async def Describe(self, *, vm: str) -> io.VmResult:  # noqa: N802  as above
         """One VM."""
-        return _vm_result(self._known(vm))
+        await self._require_use(vm)
+        return {"vm": _told(self._known(vm))}
+
+    @varlinkmethod(return_type=io.WatchResult)
+    async def Watch(self, *, vm: str | None = None) -> AsyncIterator[AnnotatedResult]:  # noqa: N802  as above
+        """VMs as they change."""
+        peer = current_call().peer
+        if vm is not None:
+            await self._require_use(vm)
+        seen: dict[str, object] = {}
+        while True:
+            usable = await self._service.usable(peer)
+            snapshot = self._service.snapshot
+            shown = {
+                status.vm: status
+                for status in snapshot.vms
+                if (peer.privileged or status.vm in usable) and vm in (None, status.vm)
+            }
+            for name in [name for name in seen if name not in shown]:
+                del seen[name]
+                yield AnnotatedResult({"vm": name, "status": None}, continues=True)
+            for name, status in shown.items():
+                now = _what_is_watched(status)
+                if seen.get(name) != now:
+                    seen[name] = now
+                    yield AnnotatedResult({"vm": name, "status": _told(status)}, continues=True)
+            if self._service.snapshot is snapshot:
+                await self._service.change()
 
     @varlinkmethod
-    async def Reload(self) -> ReloadResult:  # noqa: N802  as above
+    async def Reload(self) -> io.ReloadResult:  # noqa: N802  as above
         """Read the configuration and the VM specs again."""
         _require_privilege()
         return await self._service.reload()
 
     @varlinkmethod
-    async def Audit(self, *, vm: str) -> VmResult:  # noqa: N802  as above
+    async def Plan(self, *, vm: str | None = None, spec: str | None = None) -> io.PlanResult:  # noqa: N802  as above
+        """What would be placed where."""
+        if not await self._service.may_pass_specs(current_call().peer):
+            raise PermissionDenied
+        if (vm is None) == (spec is None):
+            raise InvalidParameter(parameter="vm")
+        return await self._service.plan(vm, spec)
+
+    @varlinkmethod(return_type=io.AuditResult)
+    async def Audit(self, *, vm: str) -> AsyncIterator[AnnotatedResult]:  # noqa: N802  as above
         """One VM, audited now."""
+        await self._require_use(vm)
+        self._known(vm)
+        async with aclosing(cast("Any", self._service.audit(vm))) as steps:
+            async for looked_at in steps:
+                done, total = looked_at or (0, 0)
+                interim = {"vm": _told(self._known(vm)), "looked_at": done, "total": total}
+                yield AnnotatedResult(interim, continues=True)
+        yield AnnotatedResult({"vm": _told(self._known(vm)), "looked_at": None, "total": None})
+
+    @varlinkmethod(return_type=io.AcquireResult)
+    async def Acquire(  # noqa: N802  as above
+        self,
+        *,
+        vm: str,
+        holder: int | None = None,
+        cgroup: int | None = None,
+        timeout_ms: int | None = None,
+        spec: str | None = None,
+    ) -> AsyncIterator[AnnotatedResult]:
+        """A VM's memory."""
+        await self._require_use_or_spec(vm, spec)
+        steps = self._service.acquire(
+            vm, current_call(), holder=holder, cgroup=cgroup, timeout_ms=timeout_ms, spec=spec
+        )
+        async with aclosing(cast("Any", steps)) as results:
+            async for result in results:
+                yield AnnotatedResult(result, continues=result["regions"] is None)
+
+    @varlinkmethod
+    async def Register(  # noqa: N802  as above
+        self,
+        *,
+        vm: str,
+        regions: list[io.OfferedRegion],
+        remove: list[int] | None = None,
+        holder: int | None = None,
+        cgroup: int | None = None,
+        spec: str | None = None,
+    ) -> io.PlacedResult:
+        """Memory that a VMM has made, placed."""
+        await self._require_use_or_spec(vm, spec)
+        return await self._service.register(
+            vm,
+            current_call(),
+            regions,
+            remove=remove or [],
+            holder=holder,
+            cgroup=cgroup,
+            spec=spec,
+        )
+
+    @varlinkmethod
+    async def Adopt(self, *, vm: str, pid: int | None = None) -> io.PlacedResult:  # noqa: N802  as above
+        """The memory of a VMM that runs, placed."""
         _require_privilege()
         self._known(vm)
-        return _vm_result(await self._service.audit(vm))
+        return await self._service.adopt(vm, pid)
+
+    @varlinkmethod
+    async def Handover(self, *, vm: str, holder: int) -> io.HandoverResult:  # noqa: N802  as above
+        """Another holder."""
+        self._known(vm)
+        return await self._service.hand_over(vm, current_call(), holder)
+
+    @varlinkmethod
+    async def Release(self, *, vm: str, force: bool | None = None) -> io.ReleaseResult:  # noqa: N802  as above
+        """Memory given back."""
+        self._known(vm)
+        return await self._service.release(vm, current_call(), force=bool(force))
 
     @classmethod
     def render_interface_description(cls, *, comments: bool = True) -> str:
@@ -101,12 +267,33 @@ class GmemdInterface(VarlinkInterface, name=INTERFACE):
     def _known(self, name: str) -> VmStatus:
         found = self._service.snapshot.vm(name)
         if found is None:
-            raise NoSuchVM(vm=name)
+            raise io.NoSuchVM(vm=name)
         return found
 
+    async def _require_use(self, vm: str) -> None:
+        """Raise NoSuchVM, or PermissionDenied unless root, the daemon's user or the owner calls."""
+        self._known(vm)
+        peer = current_call().peer
+        if not peer.privileged and vm not in await self._service.usable(peer):
+            raise PermissionDenied
 
-def _vm_result(status: VmStatus) -> VmResult:
-    return {"vm": cast("Vm", _VM.fromjson(vm_to_json(status)))}
+    async def _require_use_or_spec(self, vm: str, spec: str | None) -> None:
+        """The same; with a spec it is who may bring one."""
+        if spec is None:
+            await self._require_use(vm)
+        elif not await self._service.may_pass_specs(current_call().peer):
+            raise PermissionDenied
+
+
+def _told(status: VmStatus) -> io.Vm:
+    return cast("io.Vm", _VM.fromjson(vm_to_json(status)))
+
+
+def _what_is_watched(status: VmStatus) -> object:
+    """What of a VM is news when it changes: its state, its holder, its drift."""
+    drifts = status.drift.guest_nodes if status.drift is not None else ()
+    drift = [(node.guest_node, node.drifting, node.misplaced_bytes) for node in drifts]
+    return status.state, status.message, status.holder, drift
 
 
 def _require_privilege() -> None:
@@ -115,7 +302,7 @@ def _require_privilege() -> None:
         raise PermissionDenied
 
 
-def protocol_factory(service: Service) -> Callable[[], VarlinkInterfaceServerProtocol]:
+def protocol_factory(service: Service) -> Callable[[], CallProtocol]:
     """Return what makes a connection's protocol: io.gmemd and org.varlink.service."""
     registry = VarlinkInterfaceRegistry()
     registry.register_interface(GmemdInterface(service))

@@ -18,7 +18,7 @@ from gmemd.host.vms.pieces import large_mappings, maps_a_vcpu, read_pieces
 from gmemd.kernel.procfs.text import ProcfsError, parse_number, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from gmemd.host.vms.model import Piece
 
@@ -60,13 +60,17 @@ class VmmFinder:
         self._filesystems = read_filesystems(root) if filesystems is None else filesystems
         self._without: dict[int, tuple[int, int]] = {}
 
-    def find(self, only: int | None = None) -> FoundVmms:
-        """All VMMs by pid, or the one with that pid, which is taken for one whatever it is."""
+    def find(self, only: int | None = None, *, among: Collection[int] | None = None) -> FoundVmms:
+        """All VMMs by pid, or the one with that pid, which is taken for one whatever it is.
+
+        ``among`` are the processes to look at, if not all.
+        """
         without: dict[int, tuple[int, int]] = {}
         found: dict[int, VmmProcess] = {}
         parents: dict[int, int] = {}
         unseen = 0
-        for pid in self._pids() if only is None else (only,):
+        every = self._pids() if among is None else among
+        for pid in every if only is None else (only,):
             try:
                 stat = _read_stat(pid, self._root)
                 if only is None and self._is_ours_or_nobodys(pid, stat):
@@ -83,8 +87,10 @@ class VmmFinder:
                 found[pid], parents[pid] = process, stat.parent
             elif seen:
                 without[pid] = stat.identity
-        if only is None:
+        if only is None and among is None:
             self._without = without
+        elif only is None:
+            self._without |= without
         vmms = [vmm for pid, vmm in found.items() if not _is_fork(vmm, found.get(parents[pid]))]
         by_argv: dict[tuple[str, ...], list[VmmProcess]] = {}
         for vmm in vmms:

@@ -12,15 +12,16 @@ import pytest
 from gmemd.daemon.varlink.api import protocol_factory
 from gmemd.daemon.varlink.interface import NotAuditable, ReloadFailed
 from gmemd.daemon.varlink.listener import Listener
-from gmemd.daemon.varlink.transport import Server
+from gmemd.daemon.varlink.server import Server
 from gmemd.export.snapshot import Snapshot, VmState, VmStatus
 from gmemd.spec.model import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from gmemd.daemon.varlink.interface import ReloadResult
+    from gmemd.daemon.varlink.peer import Peer
 
 
 class IdleService:
@@ -33,7 +34,17 @@ class IdleService:
     async def reload(self) -> ReloadResult:
         raise ReloadFailed(message="nothing to read", hint="write something")
 
-    async def audit(self, vm: str) -> VmStatus:
+    async def usable(self, peer: Peer) -> frozenset[str]:
+        return frozenset({"idle"} if peer.privileged else ())
+
+    async def may_pass_specs(self, peer: Peer) -> bool:
+        return peer.privileged
+
+    async def change(self) -> None:
+        await asyncio.Event().wait()
+
+    async def audit(self, vm: str) -> AsyncIterator[tuple[int, int] | None]:
+        yield None
         raise NotAuditable(vm=vm, state="waiting", message="no memory")
 
 

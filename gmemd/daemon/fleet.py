@@ -1,0 +1,121 @@
+"""All VMs under the daemon's care and the host that they share: what its parts have in common.
+
+It lives on the event loop's thread, and nothing in it blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from gmemd.daemon.desired import Desired
+from gmemd.errors import GmemdError
+from gmemd.plan.ledger import commitments
+
+if TYPE_CHECKING:
+    from gmemd.daemon.vm import ManagedVm
+    from gmemd.daemon.work import Workers
+    from gmemd.export.instruments import Counters
+    from gmemd.export.snapshot import VmState
+    from gmemd.host.model import Host
+    from gmemd.plan.admission import Reserve
+    from gmemd.plan.ledger import Commitments
+    from gmemd.spec.model import VmSpec
+
+log = logging.getLogger(__name__)
+
+
+class Fleet:
+    """The VMs by name, the specs in force, and the host's figures as last read.
+
+    ``wake`` is set where something is to be looked at soon, ``host_due`` is on the monotonic clock.
+    ``wanted`` counts who waits for a VM's memory.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        counters: Counters,
+        *,
+        reserve: Reserve,
+        audit_interval_seconds: float,
+    ) -> None:
+        self.workers = workers
+        self.counters = counters
+        self.reserve = reserve
+        self.audit_interval_seconds = audit_interval_seconds
+        self.desired = Desired()
+        self.vms: dict[str, ManagedVm] = {}
+        self.host: Host | None = None
+        self.host_due = 0.0
+        self.wake = asyncio.Event()
+        self.wanted: Counter[str] = Counter()
+        self._told: set[asyncio.Future[None]] = set()
+
+    def tell(self) -> None:
+        """Wake all who wait for something to change."""
+        waiting, self._told = self._told, set()
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def change(self) -> None:
+        """Wait until something has changed, which may be anything."""
+        future = asyncio.get_running_loop().create_future()
+        self._told.add(future)
+        try:
+            await future
+        finally:
+            self._told.discard(future)
+
+    def enter(self, vm: ManagedVm, state: VmState, message: str = "", hint: str = "") -> None:
+        """Have a VM go to a state, and log it if it is news."""
+        if vm.enter(state, message, hint):
+            log.info("%s: %s%s", vm.name, state, f": {message}" if message else "")
+
+    def retry_failed(self) -> None:
+        """Let failed VMs try again now, as something that may heal them happened."""
+        for vm in self.vms.values():
+            vm.retry_at = 0.0
+        self.wake.set()
+
+    def specs_in_force(self) -> dict[str, VmSpec | None]:
+        """The specs by which VMs are what they are, or would be; None: no good one is known."""
+        specs: dict[str, VmSpec | None] = dict(self.desired.specs)
+        specs |= {name: vm.spec for name, vm in self.vms.items() if name not in specs}
+        return specs
+
+    def holder_pids(self) -> frozenset[int]:
+        """Processes whose memory is shown by VMs of the fleet."""
+        return frozenset(
+            vm.holder.pid for vm in self.vms.values() if vm.holder is not None and vm.holder.alive
+        )
+
+    def commitments(self) -> Commitments:
+        """What all VMs were promised and don't have yet."""
+        return commitments(
+            (plan for vm in self.vms.values() for plan in vm.promises()),
+            dict(pair for vm in self.vms.values() for pair in vm.resident()),
+        )
+
+    async def known_host(self) -> Host:
+        """The host's figures as last read, or now."""
+        return self.host or await self.read_host()
+
+    async def read_host(self) -> Host:
+        """The host's figures, read now."""
+        self.host = await self.workers.read_host()
+        return self.host
+
+    async def refresh_host(self) -> None:
+        """Read the host's figures for the snapshot."""
+        try:
+            await self.read_host()
+        except GmemdError as error:
+            log.error("reading the host: %s", error.in_one_line)  # noqa: TRY400
+        finally:
+            self.host_due = time.monotonic() + self.audit_interval_seconds
+            self.wake.set()

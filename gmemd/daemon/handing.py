@@ -1,0 +1,231 @@
+"""Memory that gmemd made, into a VMM's hands and back: acquire, hand over, release.
+
+All of it runs on the event loop; one process at a time holds a VM's memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
+
+from gmemd.daemon.holding import cpuset_warnings
+from gmemd.daemon.varlink.interface import AlreadyOwned, NoSuchVM, NotReady, ProvisioningFailed
+from gmemd.daemon.varlink.told import does_not_fit, provisioning_failed
+from gmemd.export.snapshot import VmState
+from gmemd.host.vms.holders import has_exited
+from gmemd.memory.errors import ProvisionError
+from gmemd.spec.model import Source
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from gmemd.daemon.fleet import Fleet
+    from gmemd.daemon.holding import Holder
+    from gmemd.daemon.lifecycle import Lifecycle
+    from gmemd.daemon.reconcile import Reconciler
+    from gmemd.daemon.vm import ManagedVm
+    from gmemd.memory.progress import Progress
+
+PEER = "peer"
+
+
+@dataclass(frozen=True, slots=True)
+class PassedCgroup:
+    """A cgroup that a caller lets pay: its cgroup.procs, open for writing, and its directory."""
+
+    procs_fd: int
+    directory: Path
+
+
+class Handing:
+    """Gives memory to its holders, and takes it back."""
+
+    def __init__(self, fleet: Fleet, lifecycle: Lifecycle, reconciler: Reconciler) -> None:
+        self._fleet = fleet
+        self._lifecycle = lifecycle
+        self._reconciler = reconciler
+
+    def vm(self, name: str) -> ManagedVm:
+        """The VM of that name; raises NoSuchVM."""
+        vm = self._fleet.vms.get(name)
+        if vm is None:
+            raise NoSuchVM(vm=name)
+        return vm
+
+    async def acquire(
+        self, name: str, holder: Holder, payer: PassedCgroup | None
+    ) -> AsyncIterator[ManagedVm]:
+        """Give the VM again and again as it changes, until its memory is the holder's.
+
+        Raises the varlink errors of Acquire but for Timeout. The holder is taken over only if the
+        iterator ends by itself.
+        """
+        failures = self._begin(self.vm(name))
+        self._fleet.wanted[name] += 1
+        try:
+            while not await self._take(vm := self.vm(name), holder, payer):
+                _raise_for_failure(vm, failures)
+                yield vm
+                await self._fleet.change()
+        finally:
+            self._fleet.wanted -= Counter((name,))
+
+    def _begin(self, vm: ManagedVm) -> int:
+        """Have a failed VM try again now; gives how often it has failed so far."""
+        vm.retry_at = 0.0
+        self._fleet.wake.set()
+        return vm.failures
+
+    async def _take(self, vm: ManagedVm, holder: Holder, payer: PassedCgroup | None) -> bool:
+        """Give the memory to the holder if it is to be had now."""
+        if vm.held and vm.holder is not None:
+            if vm.holder.is_process(holder.pid):
+                holder.close()
+                return True
+            if has_exited(vm.holder.pidfd):  # which the loop is about to be told
+                return False
+            raise AlreadyOwned(vm=vm.name, holder_pid=vm.holder.pid)
+        if not vm.regions:
+            _refuse_what_never_comes(vm)
+        if not vm.steady:
+            return False
+        if _awaits_its_payer(vm):
+            if payer is None:
+                raise InvalidParameter(parameter="cgroup")
+            await self._prefault(vm, payer)
+            return False
+        if has_exited(holder.pidfd):
+            raise InvalidParameter(parameter="holder")
+        self._reconciler.give_to(vm, holder)
+        await self._warn(vm, holder)
+        return True
+
+    async def _prefault(self, vm: ManagedVm, payer: PassedCgroup) -> None:
+        """Allocate the memory at the cost of the caller's cgroup; raises ProvisioningFailed."""
+        host = await self._fleet.known_host()
+
+        def note(progress: Progress) -> None:
+            vm.progress = progress
+
+        async def work() -> None:
+            self._fleet.enter(vm, VmState.PROVISIONING)
+            try:
+                await self._fleet.workers.prefault_acquired(
+                    vm.regions,
+                    vm=vm.name,
+                    host=host,
+                    reserve=self._fleet.reserve,
+                    progress=note,
+                    cancel=vm.cancel,
+                    payer_fd=payer.procs_fd,
+                    payer=payer.directory,
+                )
+            except ProvisionError as error:
+                self._reconciler.release_soon(vm)
+                raise provisioning_failed(vm.name, error) from error
+            finally:
+                vm.progress = None
+            vm.prefaulted = True
+            vm.audit_due = 0.0
+
+        await self._lifecycle.do(vm, work)
+
+    async def _warn(self, vm: ManagedVm, holder: Holder) -> None:
+        """Say what of the holder's cpuset stands against its memory's policies."""
+        host = await self._fleet.known_host()
+        warnings = [
+            f"guest node {region.plan.guest_node}: {warning}"
+            for region in vm.regions
+            for warning in cpuset_warnings(region.plan, holder.facts, host)
+        ]
+        vm.holder_warnings = tuple(dict.fromkeys(warnings))
+
+    async def hand_over(self, name: str, caller_pid: int, holder: Holder, *, may: bool) -> None:
+        """Make another process the holder; raises PermissionDenied, NotReady.
+
+        ``may`` is who may do so to any VM; besides, the holder and who opened it for it.
+        """
+        vm = self.vm(name)
+        before = vm.holder
+        allowed = before is not None and (
+            before.is_process(caller_pid) or before.was_opened_by(caller_pid)
+        )
+        if not (may or allowed):
+            raise PermissionDenied
+        if before is None or not vm.regions or vm.release_wanted:
+            raise NotReady(
+                vm=name, state=str(vm.state), message="nobody holds its memory", hint="acquire it"
+            )
+        if has_exited(holder.pidfd):
+            raise InvalidParameter(parameter="holder")
+        self._reconciler.give_to(vm, holder)
+        await self._warn(vm, holder)
+
+    async def release(self, name: str, caller_pid: int, *, may: bool, force: bool) -> ManagedVm:
+        """Give back a VM's memory, and wait for it; raises PermissionDenied, AlreadyOwned."""
+        vm = self.vm(name)
+        is_holder = vm.holder is not None and vm.holder.is_process(caller_pid)
+        if not (is_holder or may):
+            raise PermissionDenied
+        if vm.held and vm.holder is not None and not (is_holder or force):
+            raise AlreadyOwned(vm=name, holder_pid=vm.holder.pid)
+        if vm.busy and not vm.regions:
+            vm.cancel.set()
+            vm.dormant = True
+        while vm.regions or vm.busy:
+            if vm.regions:
+                self._reconciler.release_soon(vm)
+            await self._fleet.change()
+        vm.dormant = True
+        return vm
+
+
+def _awaits_its_payer(vm: ManagedVm) -> bool:
+    """Whether its pages are to be paid for by whom acquires it, and aren't yet."""
+    spec = vm.spec
+    return (
+        spec is not None
+        and spec.cgroup == PEER
+        and not vm.prefaulted
+        and any(region.plan.prefault for region in vm.regions)
+    )
+
+
+def _refuse_what_never_comes(vm: ManagedVm) -> None:
+    """Raise NotReady for a VM whose memory isn't gmemd's to make."""
+    spec = vm.spec
+    if spec is not None and spec.source is Source.CREATE:
+        return
+    if spec is None and vm.problem is None:  # not looked at yet
+        return
+    raise NotReady(
+        vm=vm.name,
+        state=str(vm.state),
+        message=vm.message
+        or (f"its spec says source: {spec.source}" if spec is not None else "its file is broken"),
+        hint=vm.hint or None,
+    )
+
+
+def _raise_for_failure(vm: ManagedVm, failures: int) -> None:
+    """Raise what a new failure of the VM means."""
+    if vm.failures == failures or vm.busy or vm.state is not VmState.FAILED:
+        return
+    cause = vm.cause
+    if cause is not None and cause.refusals:
+        raise does_not_fit(vm.name, cause.refusals)
+    if cause is not None and cause.error is not None:
+        raise provisioning_failed(vm.name, cause.error)
+    raise ProvisioningFailed(
+        vm=vm.name,
+        reason=vm.failure,
+        host_node=None,
+        needed_bytes=0,
+        available_bytes=0,
+        message=vm.message,
+        hint=vm.hint or None,
+    )

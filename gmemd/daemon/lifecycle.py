@@ -1,0 +1,265 @@
+"""What is done for one VM: its memory is made, audited, changed and given back.
+
+Each is a coroutine on the event loop; what blocks runs in Workers. One is done at a time for a VM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from gmemd.audit.scan import RESIDENCY_CHANGED, AuditStoppedError
+from gmemd.daemon.vm import Failure, Work
+from gmemd.drift.compute import compute_drift
+from gmemd.errors import GmemdError
+from gmemd.export.snapshot import VmState
+from gmemd.memory.errors import ProvisionCancelledError, ProvisionError
+from gmemd.plan.checks import check_against_host
+from gmemd.plan.model import VmPlan
+from gmemd.plan.planning import plan_vm
+from gmemd.spec.model import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from gmemd.audit.model import VmAudit
+    from gmemd.daemon.fleet import Fleet
+    from gmemd.daemon.vm import ManagedVm
+    from gmemd.host.model import Host
+    from gmemd.memory.progress import Progress
+    from gmemd.plan.model import RegionPlan
+    from gmemd.spec.model import VmSpec
+
+log = logging.getLogger(__name__)
+
+RELEASED = "its memory was given back; it is made again when somebody acquires it"
+
+_R = TypeVar("_R")
+
+
+class Lifecycle:
+    """What is done for the VMs of a fleet. ``forget_spec`` is told of a VM whose spec goes, too."""
+
+    def __init__(self, fleet: Fleet, forget_spec: Callable[[str], Awaitable[None]]) -> None:
+        self._fleet = fleet
+        self._workers = fleet.workers
+        self._forget_spec = forget_spec
+        self._admission = asyncio.Lock()
+
+    def start(self, vm: ManagedVm, kind: Work, work: Coroutine[None, None, None]) -> None:
+        """Begin something for a VM; whatever goes wrong in it is that VM's failure."""
+        vm.cancel.clear()
+        vm.work = kind
+        vm.task = asyncio.create_task(self._confine(vm, work), name=vm.name)
+
+    async def do(self, vm: ManagedVm, work: Callable[[], Coroutine[None, None, _R]]) -> _R:
+        """Do something for a VM once nothing else is done; an audit makes way. Errors are raised.
+
+        Where the caller is cancelled the work is, too, and waited for.
+        """
+        while vm.busy and vm.task is not None:
+            if vm.work is Work.AUDIT:
+                vm.cancel.set()
+            await asyncio.wait([vm.task])
+        vm.cancel.clear()
+        vm.work = Work.PLACE
+        result: list[_R] = []
+
+        async def run() -> None:
+            try:
+                result.append(await work())
+            finally:
+                self._fleet.wake.set()
+
+        vm.task = task = asyncio.create_task(run(), name=vm.name)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            vm.cancel.set()
+            await asyncio.wait([task])
+            raise
+        return result[0]
+
+    async def _confine(self, vm: ManagedVm, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except GmemdError as error:
+            reason = str(getattr(error, "reason", type(error).__name__))
+            cause = Failure(error=error) if isinstance(error, ProvisionError) else None
+            if vm.fail(reason, error.message, error.hint or "", cause):
+                log.error("%s: %s", vm.name, error.in_one_line)  # noqa: TRY400
+        except Exception:
+            log.exception("%s: unexpected failure", vm.name)
+            vm.fail("internal", "internal error", "the daemon's log has the traceback")
+        finally:
+            self._fleet.wake.set()
+
+    async def provision(self, vm: ManagedVm, spec: VmSpec) -> None:
+        """Plan, admit, make and audit a VM's memory."""
+        fleet = self._fleet
+        vm.audit = vm.drift = None
+        host = await self._admit(vm, spec)
+        if host is None or vm.plan is None:
+            return
+        fleet.enter(vm, VmState.PROVISIONING)
+
+        def note(progress: Progress) -> None:
+            vm.progress = progress
+
+        try:
+            vm.regions = await self._workers.provision(
+                vm.plan, host, fleet.reserve, note, vm.cancel
+            )
+        except ProvisionCancelledError:
+            vm.plan, vm.retry_at = None, 0.0
+            fleet.enter(vm, VmState.WAITING, "provisioning was cancelled")
+            return
+        finally:
+            vm.promised = False
+            if vm.progress is not None:
+                fleet.counters.add_prefault(vm.name, vm.progress.allocated_bytes)
+            fleet.host_due = 0.0
+        vm.dormant = False
+        self.count_failed_policies(vm)
+        vm.work = Work.AUDIT
+        fleet.tell()
+        await self.audit(vm)
+
+    def count_failed_policies(self, vm: ManagedVm) -> None:
+        """Count the policies that don't hold as asked."""
+        for region in vm.regions:
+            if region.bind is not None and not region.bind.ok:
+                self._fleet.counters.add_policy_failure(vm.name, str(region.bind.outcome))
+
+    async def _admit(self, vm: ManagedVm, spec: VmSpec) -> Host | None:
+        """Plan a VM beside all others' promises; None where it is refused, which is recorded.
+
+        One at a time: between reading the host and recording the promise nobody else is admitted.
+        """
+        async with self._admission:
+            host = await self._fleet.read_host()
+            promised = self._fleet.commitments()
+            vm.plan = plan_vm(
+                spec,
+                host,
+                committed=promised.committed,
+                hugepages_committed=promised.hugepages_committed,
+                reserve=self._fleet.reserve,
+            )
+            vm.promised = vm.plan.admitted
+        if vm.plan.admitted:
+            return host
+        worst = vm.plan.refusals[0]
+        message = "; ".join(refusal.message for refusal in vm.plan.refusals)
+        cause = Failure(refusals=vm.plan.refusals)
+        if vm.fail(f"refused-{worst.reason}", message, worst.hint, cause):
+            log.warning("%s: not admitted: %s", vm.name, message)
+        return None
+
+    async def audit(self, vm: ManagedVm) -> None:
+        """Look where a VM's pages are, and judge it."""
+        if vm.spec is None or vm.plan is None:
+            return
+        idle = not vm.held
+        payer = vm.holder.facts.cgroup_directory if vm.holder is not None and vm.held else None
+
+        def note(looked_at: int, total: int) -> None:
+            vm.looked_at = looked_at, total
+
+        try:
+            audit = await self._workers.audit(
+                vm.name,
+                vm.regions,
+                confidential=vm.spec.confidential,
+                idle=idle,
+                holders_cgroup=payer,
+                progress=note,
+                stop=vm.cancel,
+            )
+        except AuditStoppedError:
+            return
+        except GmemdError as error:
+            self._fleet.counters.add_audit_error("failed")
+            if vm.audit_error != error.message:
+                log.warning("%s: audit: %s", vm.name, error.in_one_line)
+            vm.audit_error = error.message
+        else:
+            if idle and vm.held:
+                audit = _without_its_holders_pages(audit)
+            vm.audit, vm.audit_error = audit, ""
+            self._fleet.counters.add_audit(audit)
+            host = await self._fleet.known_host()
+            vm.drift = compute_drift(
+                vm.plan, audit, host, achieved=vm.outcomes(), rebound=vm.rebound()
+            )
+        finally:
+            vm.looked_at = None
+            vm.audit_due = time.monotonic() + self._fleet.audit_interval_seconds
+        if vm.settle():
+            level = logging.WARNING if vm.state is VmState.DEGRADED else logging.INFO
+            log.log(level, "%s: %s%s", vm.name, vm.state, f": {vm.message}" if vm.message else "")
+
+    async def apply(self, vm: ManagedVm, spec: VmSpec) -> None:
+        """Take on a changed spec for memory that exists: policies for pages to come, tolerances."""
+        host = await self._fleet.known_host()
+        if problems := check_against_host(spec, host):
+            vm.postpone(spec, "; ".join(problems))
+            return
+        plan = self._planned_anew(vm, spec, host)
+        changes = [
+            (region, new)
+            for region, new in zip(vm.regions, plan.regions, strict=True)
+            if (new.policy, new.host_nodes) != (region.plan.policy, region.plan.host_nodes)
+        ]
+        await self._workers.rebind(changes)
+        for region, new in zip(vm.regions, plan.regions, strict=True):
+            region.plan = new
+        vm.spec, vm.plan, vm.pending, vm.pending_spec = spec, plan, "", None
+        log.info("%s: changed spec applied, %d policies set anew", vm.name, len(changes))
+        vm.work = Work.AUDIT
+        await self.audit(vm)
+
+    def _planned_anew(self, vm: ManagedVm, spec: VmSpec, host: Host) -> VmPlan:
+        """The plan of memory that exists, by a changed spec of the same shape."""
+        if spec.source is Source.CREATE:
+            return plan_vm(spec, host, reserve=self._fleet.reserve)
+        wanted = {node.id: node.regions for node in spec.guest_nodes}
+
+        def changed(plan: RegionPlan, region_id: int) -> RegionPlan:
+            asked = wanted[plan.guest_node][vm.spec_indexes[region_id]]
+            return replace(plan, policy=asked.policy, host_nodes=asked.host_nodes)
+
+        return VmPlan(spec, tuple(changed(region.plan, region.id) for region in vm.regions))
+
+    async def release(self, vm: ManagedVm) -> None:
+        """Give a VM's memory back, or let it go."""
+        self._fleet.enter(vm, VmState.RELEASING)
+        regions, vm.regions = vm.regions, []
+        holder, vm.holder = vm.holder, None
+        if holder is not None:
+            holder.close()
+        await self._workers.release(regions)
+        vm.plan = vm.audit = vm.drift = None
+        vm.release_wanted = vm.prefaulted = False
+        vm.dormant = True
+        vm.holder_warnings = ()
+        vm.pending, vm.pending_spec = "", None
+        vm.spec_indexes.clear()
+        if vm.inline:
+            await self._forget_spec(vm.name)
+        self._fleet.enter(vm, VmState.WAITING, RELEASED)
+        self._fleet.host_due = 0.0
+        self._fleet.retry_failed()
+
+
+def _without_its_holders_pages(audit: VmAudit) -> VmAudit:
+    """The same where memory was handed out while it was looked at: it may well have grown."""
+    regions = (
+        replace(region, errors={k: n for k, n in region.errors.items() if k != RESIDENCY_CHANGED})
+        for region in audit.regions
+    )
+    return replace(audit, regions=tuple(regions))

@@ -1,0 +1,113 @@
+"""Specs that callers bring along: checked, kept beside the operator's, and given up again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gmemd.daemon.inline import InlineSpecError, InlineSpecs
+from gmemd.daemon.varlink.interface import AlreadyOwned, BadSpec, NotReady
+from gmemd.daemon.varlink.told import told_problem
+from gmemd.spec.loading import parse_spec
+from gmemd.spec.problems import Problem, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gmemd.daemon.fleet import Fleet
+    from gmemd.daemon.reconcile import Reconciler
+    from gmemd.spec.model import VmSpec
+
+log = logging.getLogger(__name__)
+
+
+class PassedSpecs:
+    """The inline specs of a fleet. ``users`` may bring some, besides root and the daemon's own."""
+
+    def __init__(self, fleet: Fleet, state_directory: Path, users: Sequence[str]) -> None:
+        self.users = tuple(users)
+        self.files = InlineSpecs(state_directory)
+        self.reconciler: Reconciler | None = None
+        self._fleet = fleet
+        self._changing = asyncio.Lock()
+
+    def parse(self, vm: str | None, text: str) -> VmSpec:
+        """Read a spec; raises BadSpec with all that is wrong in it."""
+        try:
+            if vm is not None:
+                return self.files.parse(vm, text)
+            return parse_spec(text.encode(), file="spec")
+        except SpecError as error:
+            raise _bad(error.problems) from error
+
+    async def take(self, vm: str, text: str) -> None:
+        """Have a spec be in force for a VM that has no file; raises BadSpec, AlreadyOwned."""
+        spec = self.parse(vm, text)
+        fleet = self._fleet
+        async with self._changing:
+            while (known := fleet.vms.get(vm)) is not None and known.release_wanted:
+                await fleet.change()
+            before = fleet.desired.specs.get(vm)
+            if before == spec:
+                return
+            if vm in fleet.desired.names and not self.files.has(before):
+                raise _bad((_has_a_file(spec, before),))
+            if known is not None and known.held and known.holder is not None:
+                raise AlreadyOwned(vm=vm, holder_pid=known.holder.pid)
+            try:
+                await fleet.workers.read(self.files.store, vm, text)
+            except InlineSpecError as error:
+                raise NotReady(
+                    vm=vm, state="waiting", message=error.message, hint=error.hint
+                ) from error
+            specs = {**fleet.desired.specs, vm: spec}
+            fleet.desired = replace(fleet.desired, specs=specs)
+        log.info("%s: its spec came with a call", vm)
+        self._look()
+
+    def give_up(self, vm: str) -> None:
+        """Have an inline spec go, unless its memory is held, kept or waited for."""
+        fleet = self._fleet
+        known = fleet.vms.get(vm)
+        if known is None or not known.inline or fleet.wanted[vm] or self.reconciler is None:
+            return
+        if known.holder is None and not known.release_wanted:
+            known.cancel.set()
+            self.reconciler.release_soon(known)
+
+    async def forget(self, vm: str) -> None:
+        """Forget a VM's inline spec, as its memory is gone."""
+        try:
+            await self._fleet.workers.read(self.files.forget, vm)
+        except InlineSpecError as error:
+            log.error("%s", error.in_one_line)  # noqa: TRY400
+        desired = self._fleet.desired
+        specs = {name: spec for name, spec in desired.specs.items() if name != vm}
+        self._fleet.desired = replace(desired, specs=specs)
+        self._fleet.wake.set()
+
+    def _look(self) -> None:
+        """Have the VM be known at once."""
+        if self.reconciler is not None:
+            self.reconciler.look_at_all()
+
+
+def _bad(problems: Sequence[Problem]) -> BadSpec:
+    told: Any = [told_problem(problem) for problem in problems]
+    return BadSpec(problems=told)
+
+
+def _has_a_file(spec: VmSpec, before: VmSpec | None) -> Problem:
+    path = before.path if before is not None and before.path is not None else "a file"
+    return Problem(
+        file="spec",
+        line=0,
+        column=0,
+        key="vm",
+        value=spec.vm,
+        message=f"has a spec already: {path}",
+        hint="leave spec out of the call, or remove that file and reload",
+    )

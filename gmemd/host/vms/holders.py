@@ -1,0 +1,55 @@
+"""A process that holds a VM's memory: what is told of it, and the file descriptors that name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gmemd.host.vms.cgroups import main_cgroup, read_cgroups, read_mems, unit_of
+from gmemd.kernel.identity import (
+    NotACgroupError,
+    NotAPidfdError,
+    cgroup_of_procs,
+    pid_of_pidfd,
+)
+from gmemd.kernel.process import has_exited
+from gmemd.kernel.procfs.text import ProcfsError, read_text
+
+__all__ = [
+    "NotACgroupError",
+    "NotAPidfdError",
+    "ProcessFacts",
+    "cgroup_of_procs",
+    "has_exited",
+    "pid_of_pidfd",
+    "read_facts",
+]
+
+_ROOT = Path("/")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    """What everybody may know of a process: program, systemd unit, cgroup, its cpuset's nodes."""
+
+    program: str = ""
+    unit: str = ""
+    cgroup: str = ""
+    mems: frozenset[int] = frozenset()
+
+    @property
+    def cgroup_directory(self) -> Path | None:
+        """Where its cgroup's counters are (cgroup v2); None for the root cgroup."""
+        return _CGROUPS / self.cgroup.lstrip("/") if self.cgroup.strip("/") else None
+
+
+def read_facts(pid: int, root: Path = _ROOT) -> ProcessFacts:
+    """What is told of a process; nothing of one that is gone. Blocks."""
+    try:
+        program = read_text(root / f"proc/{pid}/comm").strip()
+        cgroups = read_cgroups(pid, root)
+    except ProcfsError:
+        return ProcessFacts()
+    cgroup = main_cgroup(cgroups)
+    return ProcessFacts(program, unit_of(cgroup), cgroup, read_mems(pid, cgroups, root))

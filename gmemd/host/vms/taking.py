@@ -1,0 +1,58 @@
+"""Descriptors of a running VMM, taken by pidfd_getfd: no path is opened, and the VMM isn't asked.
+
+A guest_memfd that is held pins the memory of its guest: what is taken is closed again.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from gmemd.errors import Exit, GmemdError
+from gmemd.host.vms.finding import still_runs
+from gmemd.kernel.process import pidfd_getfd, pidfd_open
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from gmemd.host.vms.model import VmmProcess
+
+Inode = tuple[int, int, int]
+"""A file's identity as /proc tells it: its device's major and minor number, and its inode's."""
+
+
+class VmmGoneError(GmemdError):
+    """The VMM has ended, became another program, or has another file by now."""
+
+    exit_code = Exit.UNSEEN
+
+
+def open_vmm(vmm: VmmProcess) -> int:
+    """A pidfd of a VMM that was found, close-on-exec; the caller's. Raises VmmGoneError."""
+    pidfd = pidfd_open(vmm.pid)
+    if still_runs(vmm):
+        return pidfd
+    os.close(pidfd)
+    raise VmmGoneError(f"pid {vmm.pid} has ended, or is another program by now")
+
+
+@contextmanager
+def taken(
+    vmm: VmmProcess, pidfd: int, wanted: Iterable[tuple[int, Inode | None]]
+) -> Iterator[Sequence[int]]:
+    """Descriptors of the VMM, by its numbers, for as long as the block lasts.
+
+    ``wanted`` are a number and the inode that has to be behind it still (None: whatever is). Raises
+    VmmGoneError, KernelError (EPERM without ptrace access).
+    """
+    with ExitStack() as stack:
+        fds = []
+        for number, inode in wanted:
+            fd = pidfd_getfd(pidfd, number)
+            stack.callback(os.close, fd)
+            found = os.fstat(fd)
+            if inode not in (None, (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)):
+                raise VmmGoneError(f"fd {number} of pid {vmm.pid} is another file by now")
+            fds.append(fd)
+        yield fds
