@@ -53,7 +53,7 @@ def test_what_was_taken_has_a_row_each(stub: Stub, capsys: pytest.CaptureFixture
     assert main(["adopt", "a", "--socket", str(stub.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a: ready, pid 42"
-    assert lines[3].split() == "0 0 8MiB 2MiB memfd 4KiB bind 0-1 inode-policy".split()
+    assert " ".join(lines[3].split()) == "0 0 8MiB 2MiB memfd 4KiB bind 0-1 inode-policy"
     assert lines[4:] == [
         "  guest node 0: 2MiB were there before",
         "  note: 1MiB of its memory can only be observed",
