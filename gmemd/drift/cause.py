@@ -39,9 +39,9 @@ def diagnose(region: RegionDrift, host: Host, source: Source) -> Diagnosis:
         or _own_cpuset(region, host)
         or _policy_changed(region)
         or (_resident_before(region) if region.rebound else None)
-        or _never_ruled(region, host)
+        or _never_ruled(region, host, source)
         or _spilled(region, host)
-        or _shares_off(region)
+        or _shares_off(region, source)
         or _placed_otherwise(region, source)
     )
 
@@ -53,6 +53,13 @@ def _place_anew(region: RegionDrift) -> str:
     if region.plan.backend is Backend.MEMFD:
         return "restart the VM to place its memory anew"
     return f"{_UNMOVABLE}: restart the VM to place its memory anew"
+
+
+def _prefaulted(source: Source) -> str:
+    """How a spec of that source has its memory allocated beforehand."""
+    if source is Source.ADOPT:
+        return "source: register (or create) with prefault: true"
+    return "prefault: true"
 
 
 def _narrowed(region: RegionDrift, outcome: str) -> frozenset[int]:
@@ -127,7 +134,7 @@ def _policy_changed(region: RegionDrift) -> Diagnosis | None:
     )
 
 
-def _never_ruled(region: RegionDrift, host: Host) -> Diagnosis | None:
+def _never_ruled(region: RegionDrift, host: Host, source: Source) -> Diagnosis | None:
     """Cover regions on whose later pages nothing that gmemd set has any say."""
     plan = region.plan
     if plan.policy in TASK_RULED:
@@ -144,13 +151,14 @@ def _never_ruled(region: RegionDrift, host: Host) -> Diagnosis | None:
         return None
     if plan.page_size != BASE_PAGE:
         why = "hugetlb memory keeps no policy"
-        remedy = f"never punch or balloon it; {_place_anew(region)}"
+        kept = "never punch or balloon it" if plan.prefault else f"use {_prefaulted(source)}"
+        remedy = f"{kept}; {_place_anew(region)}"
     elif not host.supports("inode_policy") or region.outcome == "not-kept":
         why = "this kernel keeps no policy on guest_memfd"
-        remedy = f"use a kernel of 6.19 or later, or prefault: true; {_place_anew(region)}"
+        remedy = f"use a kernel of 6.19 or later, or {_prefaulted(source)}; {_place_anew(region)}"
     else:
         why = "no policy could be set on it"
-        remedy = f"use prefault: true and never punch or balloon it; {_place_anew(region)}"
+        remedy = f"use {_prefaulted(source)} and never punch or balloon it; {_place_anew(region)}"
     return Diagnosis(
         Cause.NO_INODE_POLICY,
         f"{where(region) or 'shares are off'}: {why}, so pages that weren't prefaulted, or were "
@@ -177,7 +185,7 @@ def _spilled(region: RegionDrift, host: Host) -> Diagnosis | None:
     )
 
 
-def _shares_off(region: RegionDrift) -> Diagnosis | None:
+def _shares_off(region: RegionDrift, source: Source) -> Diagnosis | None:
     if region.misplaced_bytes or not region.share_error_ratio:
         return None
     plan = region.plan
@@ -190,7 +198,8 @@ def _shares_off(region: RegionDrift) -> Diagnosis | None:
         Cause.SHARES,
         f"{shares}, off {against} by {region.share_error_ratio:.1%}: the kernel goes round-robin "
         "per touching task, a full node is passed over, and weights count when a page is made",
-        f"use prefault: true, which gives each region a task of its own; {_place_anew(region)}",
+        f"use {_prefaulted(source)}, which gives each region a task of its own; "
+        f"{_place_anew(region)}",
     )
 
 

@@ -239,6 +239,33 @@ CAUSES = {
         "policy: default leaves each page to the task that touches it first",
         "use policy: bind with host_nodes: 1",
     ),
+    "adopted memory that can't be bound": (
+        Case(
+            strategy=Strategy.UNMANAGED,
+            outcome="unmappable",
+            by_node=ELSEWHERE,
+            prefault=False,
+            source=Source.ADOPT,
+        ),
+        make_host(),
+        Cause.NO_INODE_POLICY,
+        "no policy could be set on it",
+        "use source: register (or create) with prefault: true",
+    ),
+    "registered hugetlb pages that nothing placed": (
+        Case(
+            strategy=Strategy.UNMANAGED,
+            backend=Backend.MEMFD,
+            page_size=2 * MIB,
+            by_node={1: 6 * MIB, 3: 2 * MIB},
+            prefault=False,
+            source=Source.REGISTER,
+        ),
+        make_host(),
+        Cause.NO_INODE_POLICY,
+        "2MiB on node 3: hugetlb memory keeps no policy",
+        "use prefault: true; restart the VM",
+    ),
     "a policy that can't be read": (
         Case(read=None, by_node=ELSEWHERE),
         make_host(),
