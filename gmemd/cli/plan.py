@@ -251,8 +251,12 @@ def _headline(plans: Sequence[VmPlan]) -> str:
 
 
 def _show_vm(out: Console, plan: VmPlan) -> None:
+    from gmemd.spec.model import waiting_reason  # noqa: PLC0415  pydantic
+
     style = _STYLES[_verdict(plan)]
     out.print(f"{plan.spec.vm}: {_verdict(plan)}", style=f"bold {style}")
+    if reason := waiting_reason(plan.spec):
+        print_line(out, f"it {reason}", indent=2)
     if plan.regions:
         out.print(_regions_table(plan.regions))
     for reason, guest_nodes in _reasons(plan.regions).items():

@@ -10,7 +10,7 @@ from gmemd.plan.checks import findings, region_title
 from gmemd.plan.ledger import Ledger, Pool
 from gmemd.plan.model import Refusal, RegionPlan, VmPlan
 from gmemd.plan.strategy import choose_strategy
-from gmemd.spec.model import PolicyMode, Source, waiting_reason
+from gmemd.spec.model import PolicyMode, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -79,12 +79,7 @@ def _plan(spec: VmSpec, host: Host, ledger: Ledger) -> VmPlan:
     """Plan one VM; its demand is taken from the ledger, even where it is refused in part."""
     if spec.source is not Source.CREATE:
         found = [finding for finding in findings(spec, host) if finding.fatal]
-        reason = waiting_reason(spec)
-        return VmPlan(
-            spec=spec,
-            regions=(),
-            warnings=(*((reason,) if reason else ()), *map(str, found)),
-        )
+        return VmPlan(spec=spec, regions=(), warnings=tuple(map(str, found)))
     return _admit_all(spec, host, ledger)
 
 

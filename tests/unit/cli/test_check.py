@@ -60,10 +60,9 @@ def configured(tmp_path: Path) -> tuple[Path, Path]:
 def test_the_examples_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
     lines = check(capsys, ROOT / "config/gmemd.yaml", ROOT / "config/vms.d")
     assert lines[0] == f"{ROOT}/config/gmemd.yaml: valid configuration"
-    assert (
-        lines[1] == f"{ROOT}/config/vms.d/four-nodes.yaml: valid: four-nodes, 2 guest nodes, 64GiB"
-    )
-    assert lines[-1] == "6 files checked: all valid."
+    file = f"{ROOT}/config/vms.d/four-nodes.yaml"
+    assert f"{file}: valid: four-nodes, 2 guest nodes, 64GiB" in lines
+    assert lines[-1] == "8 files checked: all valid."
 
 
 def test_a_problem_is_shown_in_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,7 @@ def test_sources_that_wait_take_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["plan", file, *TWO_SOCKETS]) == 0
     out = capsys.readouterr().out
     assert out.startswith("nothing to place; 1 waiting for a VMM\n")
-    assert "reg: waiting" in out
+    assert "reg: waiting\n  it waits for its VMM to register its memory\n" in out
 
 
 def test_what_is_observed_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,16 @@ def test_nodes_without_memory(memoryless: Host) -> None:
     ]
 
 
+def test_regions_that_one_message_cant_hand_over(two_sockets: Host) -> None:
+    most = vm(tuple(region(MIB, {0}) for _ in range(200)), *[region(MIB, {1})] * 53)
+    assert check_against_host(most, two_sockets) == []
+    (finding,) = findings(vm((region(MIB, {0}),) * 254), two_sockets)
+    assert (finding.reason, finding.fatal) == ("too-many-regions", True)
+    assert finding.message.startswith("vm has 254 regions, and its VMM can be handed 253 at most")
+    registered = vm((region(MIB, {0}),) * 254, source="register")
+    assert check_against_host(registered, two_sockets) == []
+
+
 def test_nodes_outside_gmemds_own_cpuset(holes: Host) -> None:
     (message,) = check_against_host(vm(region(GIB, {2, 5})), holes)
     assert message == (

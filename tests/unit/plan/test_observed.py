@@ -212,6 +212,29 @@ def test_a_spec_outranks_the_command_line(four_nodes: Host) -> None:
     assert any("guest node 7" in note for note in vm.notes)
 
 
+def test_a_spec_names_backends_that_the_command_line_gives_to_nobody(four_nodes: Host) -> None:
+    regions = (
+        RegionSpec(size_bytes=256 * MIB, host_nodes=frozenset({1}), policy=PolicyMode.BIND),
+        RegionSpec(
+            size_bytes=256 * MIB,
+            host_nodes=frozenset({3}),
+            policy=PolicyMode.BIND,
+            memdev="extra",
+        ),
+    )
+    wanted = VmSpec(
+        vm="db-01", source=Source.ADOPT, guest_nodes=(GuestNode(id=0, regions=regions),)
+    )
+    vm = plan_observed(
+        "db-01",
+        vmm(ram(0x2000, 256), ram(0x1000, 256)),
+        declared(backend("m0", 256), backend("extra", 256, node=None)),
+        four_nodes,
+        spec=wanted,
+    )
+    assert [(plan.guest_node, plan.host_nodes) for plan in vm.plan.regions] == [(0, {1}), (0, {3})]
+
+
 def test_a_vm_that_cant_be_looked_into_keeps_what_it_declares(four_nodes: Host) -> None:
     process = replace(vmm(), blocked="not permitted", hint="be root")
     vm = plan_observed("db-01", process, declared(backend("m0", 512, host_nodes="2")), four_nodes)

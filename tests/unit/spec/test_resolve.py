@@ -53,6 +53,37 @@ def test_nothing_is_prefaulted_where_no_node_is_named() -> None:
     assert not region.prefault
 
 
+def test_what_a_vmm_brings_is_not_prefaulted_unless_it_is_said() -> None:
+    body = f"guest_nodes:\n{NODE}"
+    prefaults = {s: read(body, source=s).guest_nodes[0].regions[0].prefault for s in Source}
+    assert prefaults == {
+        Source.CREATE: True,
+        Source.REGISTER: False,
+        Source.ADOPT: False,
+        Source.OBSERVE: False,
+    }
+    asked = read(f"prefault: true\n{body}", source="register")
+    assert asked.guest_nodes[0].regions[0].prefault
+
+
+def test_a_backend_is_named_in_both_forms() -> None:
+    spec = read(
+        "guest_nodes:\n"
+        "  - {id: 0, memory: 1GiB, host_nodes: 0, memdev: ram0}\n"
+        "  - {id: 1, regions: [{size: 1GiB, memdev: 1}, {size: 1GiB}]}\n",
+        source="adopt",
+    )
+    assert [
+        [region.memdev for region in guest_node.regions] for guest_node in spec.guest_nodes
+    ] == [["ram0"], ["1", None]]
+
+
+@pytest.mark.parametrize("source", Source)
+def test_every_source_has_an_owner(source: str) -> None:
+    spec = read(f"owner: {{group: kvm}}\nguest_nodes:\n{NODE}", source=source)
+    assert spec.owner == Owner(group="kvm")
+
+
 def test_default_with_host_nodes_expects_them() -> None:
     (region,) = node("memory: 1GiB, host_nodes: 0-1, policy: default").regions
     assert region.policy is PolicyMode.DEFAULT

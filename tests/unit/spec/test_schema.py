@@ -78,7 +78,8 @@ def test_examples_are_valid_for_both(path: Path) -> None:
 
 
 def test_the_examples_are_these() -> None:
-    names = {"two-nodes", "four-nodes", "hugepages", "observed", "regions"}
+    names = {"two-nodes", "four-nodes", "hugepages", "regions"}
+    names |= {"observed", "adopted", "registered"}
     assert {path.stem for path in EXAMPLES} == names
 
 
