@@ -9,7 +9,6 @@ import socket
 import stat
 from typing import TYPE_CHECKING, Self
 
-from gmemd.daemon.varlink.transport import BACKLOG
 from gmemd.errors import Exit, GmemdError
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+BACKLOG = 128
 SOCKET_MODE = 0o666
 PROBE_TIMEOUT_SECONDS = 2.0
 

@@ -45,6 +45,11 @@ class Peer:
         """Whether it is root or the user that this process runs as."""
         return self.uid in {0, os.geteuid()}
 
+    @property
+    def source(self) -> tuple[int, int]:
+        """What is the same of all connections of a process."""
+        return self.uid, self.pid
+
     def pidfd(self) -> int:
         """A new pidfd of the process, close-on-exec; the caller's. Raises PeerError."""
         if self.connection is not None:

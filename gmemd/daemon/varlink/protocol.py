@@ -13,7 +13,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asyncvarlink import (
     AnnotatedResult,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from asyncvarlink.interface import VarlinkMethodSignature
 
     from gmemd.daemon.varlink.peer import Peer
+    from gmemd.daemon.varlink.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -190,9 +191,11 @@ class Protocol(VarlinkInterfaceServerProtocol):
         autoclose: bool = True,  # noqa: FBT001, FBT002  asyncvarlink's signature
     ) -> asyncio.Future[None]:
         """Queue a reply; its fds are duplicated, as theirs may be closed before it is sent."""
+        transport = cast("Transport | None", self._transport)
         with FileDescriptorArray.new_managed() as own:
-            for fd in fds or ():
-                own.add(os.dup(fd))
+            if transport is not None:
+                for fd in fds or ():
+                    own.add(transport.own(os.dup(fd)))
             sending = super().send_reply(reply, [fd.fileno() for fd in own], autoclose=False)
             own.reference_until_done(sending)
         if autoclose:
@@ -208,6 +211,8 @@ class Protocol(VarlinkInterfaceServerProtocol):
     ) -> None:
         """Answer a failed call and take the next one; asyncvarlink knows no cancelled ones."""
         if call_fut.cancelled():
+            if not self._peer_gone:
+                self.handle_call_exception(asyncio.CancelledError("cancelled"), oneway)
             backpressure_fut.set_result(None)
         else:
             super()._on_receiver_completes(backpressure_fut, oneway, call_fut)

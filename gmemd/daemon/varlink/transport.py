@@ -1,71 +1,142 @@
-"""asyncvarlink's transport and server, made safe against hostile and unlucky peers.
+"""asyncvarlink's transport, made safe against hostile and unlucky peers.
 
-What is mended: a message has a largest size and is read one at a time, a peer that reads no
-replies is read no further, received fds are closed on exec, a truncated control message ends the
-connection, accept() backs off when fds run out, and the peer is known (SO_PEERCRED).
+What is mended: a message has a largest size and most fds, and reaches the protocol whole, with the
+fds of all its pieces; one call is read at a time, and none from a peer that reads no replies;
+received fds are closed on exec, and off the event loop; a truncated control message, or a reply
+that can't be sent, ends the connection; a hang-up is noticed during a call as well.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
-import os
 import socket
 from array import array
-from collections import Counter
 from typing import TYPE_CHECKING, cast
 
-from asyncvarlink import (
-    FileDescriptorArray,
-    VarlinkBaseProtocol,
-    VarlinkTransport,
-    VarlinkUnixServer,
-)
+from asyncvarlink import FileDescriptorArray, VarlinkTransport
 
-from gmemd.daemon.varlink.peer import Peer, peer_of
+from gmemd.daemon.varlink.closing import ClosedLater
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from gmemd.daemon.varlink.closing import Closer
+    from gmemd.daemon.varlink.hangups import Hangups
+    from gmemd.daemon.varlink.peer import Peer
+    from gmemd.daemon.varlink.protocol import Protocol
+
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 1 << 20
-MAX_CONNECTIONS_PER_USER = 64
-ACCEPT_BACKOFF_SECONDS = 0.5
-BACKLOG = 128
+MAX_FDS_TO_CLOSE = 1024
+"""Of one process, before nothing more is read from it; usually they are closed at once."""
 
 _FD_BYTES = array("i").itemsize
-_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Connection(socket.socket):
+    """An accepted connection, which its ``close()`` leaves to somebody else."""
+
+    def __init__(self, accepted: socket.socket, close: Callable[[int], None]) -> None:
+        super().__init__(fileno=accepted.detach())
+        self.setblocking(False)
+        self._close_fd = close
+
+    def close(self) -> None:
+        """Give the file descriptor away. Harmless when repeated."""
+        fd = self.detach()
+        if fd >= 0:
+            self._close_fd(fd)
 
 
 class Transport(VarlinkTransport):
-    """A transport that closes the connection on what asyncvarlink's lets through."""
+    """A transport that closes the connection on what asyncvarlink's lets through.
+
+    ``closer`` closes what was received and sent. ``on_unfinished`` is called when a message, or its
+    file descriptors, wait for more.
+    """
 
     MAX_RECV_FDS = 253
-    """The kernel's own limit of one message (SCM_MAX_FD)."""
+    """Most file descriptors of a message: the kernel's own limit of one sendmsg (SCM_MAX_FD)."""
 
     RECV_BUFFER_SIZE = 1 << 16
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        connection: socket.socket,
-        protocol: VarlinkBaseProtocol,
+        connection: Connection,
+        protocol: Protocol,
         peer: Peer,
+        *,
+        closer: Closer,
+        hangups: Hangups,
+        on_unfinished: Callable[[], None],
     ) -> None:
         super().__init__(loop, connection, connection, protocol, {"peer": peer})
-        self._peer = peer
+        self.peer = peer
+        self.last_active = loop.time()
+        self._closer = closer
+        self._hangups = hangups
+        self._on_unfinished = on_unfinished
+        self._connection_fd = connection.fileno()
         self._message = bytearray()
         self._fds: list[int] = []
+        self._call_under_way = False
+        hangups.watch(self._connection_fd, protocol.peer_gone)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way for a peer that reads its replies."""
+        return self._call_under_way and not self._sendqueue
+
+    @property
+    def unfinished(self) -> tuple[int, int]:
+        """Bytes, and file descriptors, of a message that isn't whole yet."""
+        return len(self._message), len(self._fds)
+
+    def own(self, fd: int) -> ClosedLater:
+        """Return a fd of this process', to be sent, with a close that doesn't wait."""
+        return ClosedLater(fd, None, self._closer)
+
+    def pause_reading(self) -> None:
+        """Read no further: a call is under way."""
+        self._call_under_way = True
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on, as the call is answered."""
+        self._call_under_way = False
+        self.last_active = self._loop.time()
+        super().resume_reading()
+
+    def abort(self) -> None:
+        """End the connection now, whatever waits to be sent."""
+        super().pause_reading()
+        super().abort()
+        if self.closed_future.done():
+            self._close_sender()
+
+    def refuse(self, why: str) -> None:
+        """End the connection, and say why in the log."""
+        log.warning("connection of pid %d (user %d) closed: %s", self.peer.pid, self.peer.uid, why)
+        self._drop_message()
+        self.abort()
+
+    def _resume_reading(self) -> None:
+        # Whoever reads no replies is read no further.
+        if not self._call_under_way and not self._sendqueue:
+            super()._resume_reading()
 
     def _handle_read_socket_peek(self) -> None:
         """Read up to the end of one message; the loop calls again while there is more."""
         if self._sendqueue:
-            self.pause_reading()
+            super().pause_reading()
             return
-        connection = cast("socket.socket", self._recvfd)
+        if self._closer.waiting(self.peer.source) > MAX_FDS_TO_CLOSE:
+            self.refuse("file descriptors that it sent can't be closed")
+            return
+        connection = cast("Connection", self._recvfd)
         try:
             peeked = connection.recv(self.RECV_BUFFER_SIZE, socket.MSG_PEEK)
             size = peeked.find(b"\0") + 1 or max(1, len(peeked))
@@ -76,9 +147,11 @@ class Transport(VarlinkTransport):
             )
         except (BlockingIOError, InterruptedError):
             return
-        except OSError as error:
-            self._close_receiver(error)
+        except OSError:
+            self._drop_message()
+            self.abort()
             return
+        self.last_active = self._loop.time()
         self._take(data, _fds_of(control), truncated=bool(flags & socket.MSG_CTRUNC))
 
     def _take(self, data: bytes, fds: list[int], *, truncated: bool) -> None:
@@ -86,43 +159,52 @@ class Transport(VarlinkTransport):
         self._message += data
         self._fds += fds
         if truncated or len(self._fds) > self.MAX_RECV_FDS:
-            self._refuse("more file descriptors than fit, or than this process may open")
+            self.refuse("it sent more file descriptors than fit, or than this process may open")
         elif len(self._message) > MAX_MESSAGE_BYTES:
-            self._refuse(f"a message of more than {MAX_MESSAGE_BYTES} bytes")
+            self.refuse(f"it sent a message of more than {MAX_MESSAGE_BYTES} bytes")
         elif not data:
             self._drop_message()
-            self._loop.remove_reader(cast("socket.socket", self._recvfd))
+            self._loop.remove_reader(cast("Connection", self._recvfd))
             self._loop.call_soon(self._eof_received)
         elif data.endswith(b"\0"):
-            whole, self._message = bytes(self._message), bytearray()
-            received, self._fds = self._fds, []
-            referee = object()
-            owned = FileDescriptorArray(referee, received) if received else None
-            try:
-                self._protocol.message_received(whole, owned)
-            finally:
-                if owned is not None:
-                    owned.release(referee)
+            self._deliver()
+        else:
+            self._on_unfinished()
+
+    def _deliver(self) -> None:
+        message, self._message = bytes(self._message), bytearray()
+        fds, self._fds = self._fds, []
+        if not fds:
+            self._protocol.message_received(message, None)
+            return
+        referee = object()
+        owned = FileDescriptorArray(
+            referee, [ClosedLater(fd, self.peer.source, self._closer) for fd in fds]
+        )
+        try:
+            self._protocol.message_received(message, owned)
+        finally:
+            owned.release(referee)
 
     def _drop_message(self) -> None:
         """Forget the message that isn't whole yet, and close its fds."""
-        _close_all(self._fds)
         self._message.clear()
-        self._fds.clear()
-
-    def _refuse(self, what: str) -> None:
-        """End a connection whose peer sent what isn't taken."""
-        self._drop_message()
-        log.warning(
-            "connection closed: pid %d (uid %d) sent %s", self._peer.pid, self._peer.uid, what
-        )
-        self._close_receiver(ConnectionAbortedError(what))
+        while self._fds:
+            self._closer.close(self._fds.pop(), self.peer.source)
 
     def _handle_write(self) -> None:
         """Send what is queued; once all is sent, read on."""
         super()._handle_write()
-        if not self._sendqueue:
-            self.resume_reading()
+        self.last_active = self._loop.time()
+        if self._sendfd is None:
+            self.abort()
+        elif not self._sendqueue and not self._call_under_way:
+            super().resume_reading()
+
+    def _connection_lost(self, exc: Exception | None = None) -> None:
+        self._drop_message()
+        self._hangups.forget(self._connection_fd)
+        super()._connection_lost(exc)
 
 
 def _fds_of(control: list[tuple[int, int, bytes]]) -> list[int]:
@@ -132,75 +214,3 @@ def _fds_of(control: list[tuple[int, int, bytes]]) -> list[int]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % _FD_BYTES])
     return list(fds)
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-class Server(VarlinkUnixServer):
-    """Accepts connections on a listening socket, and outlives a shortage of fds.
-
-    A user other than root and the daemon's own has at most ``MAX_CONNECTIONS_PER_USER``.
-    """
-
-    def __init__(
-        self, listener: socket.socket, protocol_factory: Callable[[], VarlinkBaseProtocol]
-    ) -> None:
-        super().__init__(listener, protocol_factory)
-        self._connections: Counter[int] = Counter()
-        self._backing_off: asyncio.TimerHandle | None = None
-
-    async def start_serving(self) -> None:
-        """Accept from now on."""
-        if self._serving is None and self._sock is not None:
-            self._serving = self._loop.create_future()
-            self._sock.listen(BACKLOG)
-            self._loop.add_reader(self._sock, self._handle_accept)
-
-    def close(self) -> None:
-        """Accept no more; connections that are open stay so."""
-        if self._backing_off is not None:
-            self._backing_off.cancel()
-        super().close()
-
-    def _handle_accept(self) -> None:
-        """Take one connection; the loop calls again while there are more."""
-        if self._sock is None:
-            return
-        try:
-            connection, _ = self._sock.accept()
-        except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
-                self._back_off(error)
-            return
-        peer = peer_of(connection)
-        if not peer.privileged and self._connections[peer.uid] >= MAX_CONNECTIONS_PER_USER:
-            log.warning(
-                "connection refused: user %d has %d open", peer.uid, MAX_CONNECTIONS_PER_USER
-            )
-            connection.close()
-            return
-        connection.setblocking(False)
-        transport = Transport(self._loop, connection, self._protocol_factory(), peer)
-        self._connections[peer.uid] += 1
-        self._transports.add(transport)
-        transport.closed_future.add_done_callback(lambda _: self._forget(peer.uid))
-
-    def _forget(self, uid: int) -> None:
-        self._connections[uid] -= 1
-        if not self._connections[uid]:
-            del self._connections[uid]
-
-    def _back_off(self, error: OSError) -> None:
-        """Leave the listener alone for a moment, as accepting fails for want of a resource."""
-        log.warning("accepting a connection failed, trying again soon: %s", error)
-        self._loop.remove_reader(cast("socket.socket", self._sock))
-        self._backing_off = self._loop.call_later(ACCEPT_BACKOFF_SECONDS, self._accept_again)
-
-    def _accept_again(self) -> None:
-        self._backing_off = None
-        with contextlib.suppress(OSError):
-            if self._sock is not None:
-                self._loop.add_reader(self._sock, self._handle_accept)
