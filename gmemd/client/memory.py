@@ -152,7 +152,7 @@ def memory_of(reply: Reply) -> Memory:
 
 def progress_of(told: Mapping[str, Any]) -> Progress:
     """Decode a reply before the last one."""
-    return Progress(told["state"], told["message"], told["progress_ratio"])
+    return Progress(told["state"], told["message"], told.get("progress_ratio"))
 
 
 def placed_of(reply: Reply) -> Placed:
@@ -184,8 +184,8 @@ def _memory_region(told: Mapping[str, Any], fds: Sequence[int]) -> MemoryRegion:
         reason=told["reason"],
         policy=told["policy"],
         host_nodes=tuple(told["host_nodes"]),
-        policy_outcome=told["policy_outcome"],
-        policy_achieved=told["policy_achieved"],
+        policy_outcome=told.get("policy_outcome"),
+        policy_achieved=told.get("policy_achieved"),
     )
 
 
@@ -208,8 +208,8 @@ def _placed_region(told: Mapping[str, Any]) -> PlacedRegion:
         reason=told["reason"],
         policy=told["policy"],
         host_nodes=tuple(told["host_nodes"]),
-        policy_outcome=told["policy_outcome"],
-        policy_achieved=told["policy_achieved"],
+        policy_outcome=told.get("policy_outcome"),
+        policy_achieved=told.get("policy_achieved"),
         resident=told["resident"],
         warnings=tuple(told["warnings"]),
     )

@@ -156,7 +156,7 @@ def watch(vm: str | None) -> Request[Change]:
     return Request(
         "Watch",
         {"vm": vm},
-        lambda reply: Change(reply.parameters["vm"], reply.parameters["status"]),
+        lambda reply: Change(reply.parameters["vm"], reply.parameters.get("status")),
         progress=lambda _: None,
     )
 
