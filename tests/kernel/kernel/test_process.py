@@ -1,14 +1,18 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from gmemd.kernel import process
 from gmemd.kernel.errors import KernelError
-from gmemd.kernel.process import pidfd_getfd, pidfd_open, set_affinity
+from gmemd.kernel.identity import pid_of_pidfd
+from gmemd.kernel.process import has_exited, peer_pidfd, pidfd_getfd, pidfd_open, set_affinity
 
 
 def run(code: str) -> str:
@@ -50,6 +54,55 @@ def test_taking_fds_of_a_stranger_needs_ptrace(
     said = stranger(lambda: pidfd_getfd(pidfd_open(1), 0))
     assert "pidfd_getfd: EPERM" in said
     assert "CAP_SYS_PTRACE" in said
+
+
+CALLER = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as caller:
+    caller.connect(sys.argv[1])
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("asked", ["the socket", "the pid"])
+def test_who_is_at_the_other_end_of_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """By its pid where the kernel doesn't know what is asked, as before 6.5."""
+    if asked == "the pid":
+        monkeypatch.setattr(process, "_SO_PEERPIDFD", 9999)
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        command = [sys.executable, "-c", CALLER, path]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as caller:
+            peer, _ = listener.accept()
+            pidfd = peer_pidfd(peer)
+            assert pid_of_pidfd(pidfd) == caller.pid
+            assert not os.get_inheritable(pidfd)
+            assert not has_exited(pidfd)
+            caller.kill()
+            os.waitid(os.P_PID, caller.pid, os.WEXITED | os.WNOWAIT)
+            assert has_exited(pidfd)
+        assert has_exited(pidfd)
+        os.close(pidfd)
+        with peer:
+            assert whom_a_gone_peer_was(peer) in (["ESRCH"] if asked == "the pid" else GONE)
+
+
+# Since 6.16 the kernel knows a peer that is gone, as one that has exited.
+GONE = ["ESRCH", "exited"]
+
+
+def whom_a_gone_peer_was(peer: socket.socket) -> str:
+    try:
+        pidfd = peer_pidfd(peer)
+    except KernelError as error:
+        return error.errno_name
+    exited = has_exited(pidfd)
+    os.close(pidfd)
+    return "exited" if exited else "alive"
 
 
 def test_a_helper_makes_itself_the_first_victim() -> None:
