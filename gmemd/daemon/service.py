@@ -133,7 +133,9 @@ class Daemon:
         with MetricsServer(
             self._config.metrics.listen, lambda: self.snapshot, self._counters
         ) as metrics:
-            server = Server(listener.socket.dup(), protocol_factory(self._desk))
+            server = Server(
+                listener.socket.dup(), protocol_factory(self._desk), self._desk.may_send_fds
+            )
             try:
                 await self._start(server, metrics)
                 await self._until_stopped()

@@ -17,29 +17,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 
-class Closer:
-    """Closes file descriptors, in a thread for each source of them that has any.
+def _nothing() -> None:
+    pass
 
-    A close that hangs holds up those of the same source alone.
+
+class Closer:
+    """Does what may hang, in a thread for each source of file descriptors that has any.
+
+    What hangs holds up what is of the same source alone; that is done in order.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._waiting: dict[Hashable, deque[tuple[int, Callable[[], None] | None]]] = {}
+        self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
 
-    def close(self, fd: int, source: Hashable, closed: Callable[[], None] | None = None) -> None:
+    def close(self, fd: int, source: Hashable, closed: Callable[[], None] = _nothing) -> None:
         """Close a file descriptor sometime; ``closed`` is then called, in a thread."""
+
+        def close() -> None:
+            os.close(fd)
+            closed()
+
+        self.do(close, source)
+
+    def do(self, work: Callable[[], None], source: Hashable) -> None:
+        """Call ``work`` sometime, in a thread; it raises nothing."""
         with self._lock:
             waiting = self._waiting.get(source)
             if waiting is not None:
-                waiting.append((fd, closed))
+                waiting.append(work)
                 return
-            self._waiting[source] = deque([(fd, closed)])
-        # A hanging close must not hold up the daemon's end.
+            self._waiting[source] = deque([work])
+        # What hangs must not hold up the daemon's end.
         Thread(target=self._work, args=(source,), name="close", daemon=True).start()
 
     def waiting(self, source: Hashable) -> int:
-        """Return how many of a source's are not being closed yet."""
+        """Return how much of a source's isn't begun yet."""
         return len(self._waiting.get(source, ()))
 
     def _work(self, source: Hashable) -> None:
@@ -48,10 +61,8 @@ class Closer:
                 if not self._waiting[source]:
                     del self._waiting[source]
                     return
-                fd, closed = self._waiting[source].popleft()
-            os.close(fd)
-            if closed is not None:
-                closed()
+                work = self._waiting[source].popleft()
+            work()
 
 
 @dataclass(slots=True)

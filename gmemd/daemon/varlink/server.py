@@ -21,7 +21,7 @@ from gmemd.daemon.varlink.transport import Connection, Transport
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
 
     from gmemd.daemon.varlink.peer import Peer
     from gmemd.daemon.varlink.protocol import Protocol
@@ -44,12 +44,19 @@ class Server(VarlinkUnixServer):
 
     Root and the daemon's own user have as many as they like. Where others reach a limit the
     connection that is idle for longest is closed for the new one: within a user that of the process
-    that has most of them, as one user often runs all VMs.
+    that has most of them, as one user often runs all VMs. ``may_send_fds`` says of whom file
+    descriptors are taken at all; root's and the daemon's own user's always are.
     """
 
-    def __init__(self, listener: socket.socket, protocol_factory: Callable[[], Protocol]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        protocol_factory: Callable[[], Protocol],
+        may_send_fds: Callable[[Peer], Awaitable[bool]],
+    ) -> None:
         super().__init__(listener, protocol_factory)
         self._make_protocol = protocol_factory
+        self._may_send_fds = may_send_fds
         self._closer = Closer()
         self._hangups = Hangups(self._loop)
         self._limited: set[Transport] = set()
@@ -100,6 +107,7 @@ class Server(VarlinkUnixServer):
             closer=self._closer,
             hangups=self._hangups,
             on_unfinished=self._limit_unfinished,
+            may_send_fds=self._may_send_fds,
         )
         self._transports.add(transport)
         if not peer.privileged:

@@ -8,7 +8,9 @@ that can't be sent, ends the connection; a hang-up is noticed during a call as w
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
 from array import array
 from typing import TYPE_CHECKING, cast
@@ -19,7 +21,7 @@ from gmemd.daemon.varlink.closing import ClosedLater
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from gmemd.daemon.varlink.closing import Closer
     from gmemd.daemon.varlink.hangups import Hangups
@@ -54,7 +56,8 @@ class Transport(VarlinkTransport):
     """A transport that closes the connection on what asyncvarlink's lets through.
 
     ``closer`` closes what was received and sent. ``on_unfinished`` is called when a message, or its
-    file descriptors, wait for more.
+    file descriptors, wait for more. File descriptors of peers who aren't privileged are taken only
+    if ``may_send_fds`` says so; those of others are dropped by the kernel and never open here.
     """
 
     MAX_RECV_FDS = 253
@@ -72,6 +75,7 @@ class Transport(VarlinkTransport):
         closer: Closer,
         hangups: Hangups,
         on_unfinished: Callable[[], None],
+        may_send_fds: Callable[[Peer], Awaitable[bool]],
     ) -> None:
         super().__init__(loop, connection, connection, protocol, {"peer": peer})
         self.peer = peer
@@ -79,6 +83,9 @@ class Transport(VarlinkTransport):
         self._closer = closer
         self._hangups = hangups
         self._on_unfinished = on_unfinished
+        self._may_send_fds = may_send_fds
+        self._fds_welcome = True if peer.privileged else None
+        self._asking: asyncio.Task[None] | None = None
         self._connection_fd = connection.fileno()
         self._message = bytearray()
         self._fds: list[int] = []
@@ -125,7 +132,7 @@ class Transport(VarlinkTransport):
 
     def _resume_reading(self) -> None:
         # Whoever reads no replies is read no further.
-        if not self._call_under_way and not self._sendqueue:
+        if not self._call_under_way and not self._sendqueue and self._asking is None:
             super()._resume_reading()
 
     def _handle_read_socket_peek(self) -> None:
@@ -138,8 +145,13 @@ class Transport(VarlinkTransport):
             return
         connection = cast("Connection", self._recvfd)
         try:
-            peeked = connection.recv(self.RECV_BUFFER_SIZE, socket.MSG_PEEK)
+            # Without room for fds the peek tells by MSG_CTRUNC that there are some.
+            peeked, _, flags, _ = connection.recvmsg(self.RECV_BUFFER_SIZE, 0, socket.MSG_PEEK)
             size = peeked.find(b"\0") + 1 or max(1, len(peeked))
+            if flags & socket.MSG_CTRUNC and not self._fds_welcome:
+                super().pause_reading()
+                self._asking = self._loop.create_task(self._receive_from_stranger(size))
+                return
             data, control, flags, _ = connection.recvmsg(
                 size,
                 socket.CMSG_SPACE(self.MAX_RECV_FDS * _FD_BYTES),
@@ -153,6 +165,44 @@ class Transport(VarlinkTransport):
             return
         self.last_active = self._loop.time()
         self._take(data, _fds_of(control), truncated=bool(flags & socket.MSG_CTRUNC))
+
+    async def _receive_from_stranger(self, size: int) -> None:
+        """Receive bytes that come with fds, these without the fds unless the peer may send some."""
+        try:
+            if self._fds_welcome is None:
+                self._fds_welcome = False
+                self._fds_welcome = await self._may_send_fds(self.peer)
+            if not self._fds_welcome:
+                self._take(await self._read_without_fds(size), [], truncated=False)
+        except OSError:
+            self.abort()
+        finally:
+            self._asking = None
+            super().resume_reading()
+
+    async def _read_without_fds(self, size: int) -> bytes:
+        """Read, with the kernel dropping fds, which may hang as much as a close. Raises OSError."""
+        done: asyncio.Future[bytes] = self._loop.create_future()
+
+        def read() -> None:
+            try:
+                data, error = os.read(self._connection_fd, size), None
+            except OSError as failed:
+                data, error = b"", failed
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(tell, data, error)
+
+        def tell(data: bytes, error: OSError | None) -> None:
+            if done.cancelled():
+                return
+            if error is None:
+                done.set_result(data)
+            else:
+                done.set_exception(error)
+
+        # The connection is closed by the same source's thread, later.
+        self._closer.do(read, self.peer.source)
+        return await done
 
     def _take(self, data: bytes, fds: list[int], *, truncated: bool) -> None:
         """Hand a whole message to the protocol, with all fds that came with any of its bytes."""
@@ -202,6 +252,8 @@ class Transport(VarlinkTransport):
             super().resume_reading()
 
     def _connection_lost(self, exc: Exception | None = None) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
         self._drop_message()
         self._hangups.forget(self._connection_fd)
         super()._connection_lost(exc)

@@ -48,6 +48,10 @@ class IdleService:
         raise NotAuditable(vm=vm, state="waiting", message="no memory")
 
 
+async def nobody(_: Peer) -> bool:
+    return False
+
+
 class Api:
     """The server under test: its path, and whether its loop still goes round."""
 
@@ -73,7 +77,7 @@ class Api:
 
     async def _serve(self, listener: Listener) -> None:
         self._stop = asyncio.Event()
-        server = Server(listener.socket.dup(), protocol_factory(IdleService()))
+        server = Server(listener.socket.dup(), protocol_factory(IdleService()), nobody)
         await server.start_serving()
         self._ready.set()
         await self._stop.wait()

@@ -22,6 +22,7 @@ from asyncvarlink import (
 )
 
 from gmemd.daemon.varlink.listener import Listener
+from gmemd.daemon.varlink.peer import Peer
 from gmemd.daemon.varlink.protocol import Protocol, current_call
 from gmemd.daemon.varlink.server import Server
 
@@ -167,6 +168,7 @@ class Served:
         self.path = path
         self.loop = asyncio.new_event_loop()
         self.trial = Trial()
+        self.takes_fds = True
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -188,13 +190,16 @@ class Served:
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(self.trial)
         self._stop = asyncio.Event()
-        self.server = Server(listener.socket.dup(), lambda: Protocol(registry))
+        self.server = Server(listener.socket.dup(), lambda: Protocol(registry), self.may_send_fds)
         await self.server.start_serving()
         self._ready.set()
         await self._stop.wait()
         self.server.close()
         self.server.abort_clients()
         await asyncio.sleep(0)
+
+    async def may_send_fds(self, _: Peer) -> bool:
+        return self.takes_fds
 
     def connect(self) -> Client:
         return Client(self.path)

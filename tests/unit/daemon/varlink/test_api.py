@@ -13,7 +13,7 @@ from asyncvarlink import VarlinkInterface
 from asyncvarlink.conversion import VarlinkType
 
 from gmemd.client.blocking import CallError, RefusedError, call
-from gmemd.daemon.varlink import transport
+from gmemd.daemon.varlink import server
 from gmemd.daemon.varlink.api import GmemdInterface, interface_text
 from gmemd.daemon.varlink.interface import HostNode, Vm
 from gmemd.daemon.varlink.peer import Peer
@@ -99,7 +99,7 @@ def test_strangers_may_not_act(
     api: Api, monkeypatch: pytest.MonkeyPatch, method: str, parameters: dict[str, str]
 ) -> None:
     stranger = Peer(1, os.geteuid() + 1, 0)
-    monkeypatch.setattr(transport, "peer_of", lambda _: stranger)
+    monkeypatch.setattr(server, "peer_of", lambda _: stranger)
     assert call(api.path, "List")["vms"]
     with pytest.raises(RefusedError):
         call(api.path, method, **parameters)

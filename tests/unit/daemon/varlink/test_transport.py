@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gmemd.daemon.varlink import transport
+from gmemd.daemon.varlink.peer import Peer
 from tests.unit.daemon.varlink.conftest import message
 
 if TYPE_CHECKING:
@@ -196,3 +197,43 @@ def test_fds_are_sent_once_each_and_closed(served: Served) -> None:
             return
         settled.wait(0.1)
     raise AssertionError("file descriptors are left open")
+
+
+@pytest.fixture
+def strangers(served: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
+    monkeypatch.setattr(Peer, "privileged", property(lambda _: False))
+    return served
+
+
+@pytest.mark.parametrize("takes_fds", [True, False])
+def test_fds_are_taken_of_those_alone_who_may_send_some(
+    strangers: Served,
+    takes_fds: bool,  # noqa: FBT001  a parameter of the test
+) -> None:
+    strangers.takes_fds = takes_fds
+    call = message("CountFds")
+    with strangers.connect() as client:
+        for content in (call, call * 3, call[:9], call[9:]):
+            read, write = os.pipe()
+            socket.send_fds(client.socket, [content], [write])
+            os.close(write)
+            counted = [client.reply()["parameters"]["n"] for _ in range(content.count(b"\0"))]
+            if content == call[9:]:
+                assert counted == [2 * takes_fds]
+            elif counted:
+                assert counted == [1 * takes_fds] + [0] * (len(counted) - 1)
+            if content != call[:9]:
+                hangs_up(read)
+        assert client.call("CountFds")["parameters"] == {"n": 0}
+
+
+def test_fds_that_nobody_may_send_are_never_open(strangers: Served) -> None:
+    strangers.takes_fds = False
+    with ExitStack() as stack:
+        client = stack.enter_context(strangers.connect())
+        with lingering(stack) as sender:
+            socket.send_fds(client.socket, [b"half"], [sender.fileno()])
+        with strangers.connect() as other:
+            other.socket.settimeout(20)
+            for _ in range(10):
+                assert other.call("Pid")
