@@ -85,10 +85,6 @@ class Desk:
         """Whether a peer may bring a spec along, and plan."""
         return await may_pass_specs(peer, self._specs.users)
 
-    async def may_send_fds(self, peer: Peer) -> bool:
-        """Whether there is any call that a peer may pass file descriptors with."""
-        return bool(await self.usable(peer)) or await self.may_pass_specs(peer)
-
     async def reload(self) -> io.ReloadResult:
         """Read config and specs again; raises ReloadFailed with everything as it was."""
         return await self._reload()

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gmemd.daemon.desired import Desired
     from gmemd.daemon.observing import FoundVm
     from gmemd.daemon.varlink.interface import ReloadResult
+    from gmemd.daemon.varlink.peer import Peer
     from gmemd.export.snapshot import Snapshot
     from gmemd.spec.model import VmSpec
     from gmemd.spec.problems import Problem
@@ -133,9 +134,7 @@ class Daemon:
         with MetricsServer(
             self._config.metrics.listen, lambda: self.snapshot, self._counters
         ) as metrics:
-            server = Server(
-                listener.socket.dup(), protocol_factory(self._desk), self._desk.may_send_fds
-            )
+            server = Server(listener.socket.dup(), protocol_factory(self._desk), self._may_send_fds)
             try:
                 await self._start(server, metrics)
                 await self._until_stopped()
@@ -163,6 +162,10 @@ class Daemon:
                 self._notifier.ready()
         log.info("reloaded: %s", summary(result))
         return result
+
+    async def _may_send_fds(self, peer: Peer) -> bool:
+        """Whether there is any call that a peer may pass file descriptors with."""
+        return bool(await self._desk.usable(peer)) or await self._desk.may_pass_specs(peer)
 
     def _adoptable(self, spec: VmSpec, found: FoundVm | None) -> None:
         """Adopt a VMM that was found, in the background; of one that is gone forget what failed."""
