@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.daemon.conftest import Daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    made = Daemon(tmp_path)
+    made.configure(f"state_directory: {tmp_path}/state\n")
+    return made
