@@ -15,11 +15,15 @@ import stat
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gmemd.errors import Exit, GmemdError
 from gmemd.kernel._kernel import ffi, lib
 from gmemd.kernel.errors import KernelError, invoke
 from gmemd.kernel.memfd import PAGE_SIZE, memfd_devices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
@@ -138,7 +142,7 @@ def cgroup_of_procs(fd: int, mount: Path = CGROUP_MOUNT) -> Path:
     found = _identify(fd)
     if found.device != _cgroup2_device(mount):
         raise NotACgroupError(f"{name} is of no cgroup v2 below {mount}")
-    for directory in (path.parent, *(Path(at) for at, _, _ in os.walk(mount))):
+    for directory in _likely(path.parent, mount):
         if _is_same(directory / _PROCS, found.device, found.inode):
             return directory
     raise NotACgroupError(f"the cgroup of {name} is gone, or not below {mount}")
@@ -201,6 +205,14 @@ def _cgroup2_device(mount: Path) -> int | None:
         return _identify(fd).device if kind == lib.GM_CGROUP2_MAGIC else None
     finally:
         os.close(fd)
+
+
+def _likely(named: Path, mount: Path) -> Iterator[Path]:
+    """All cgroups, the named one first. What the name means elsewhere here is nobody's business."""
+    if named.is_relative_to(mount):
+        yield named
+    for directory, _, _ in os.walk(mount):
+        yield Path(directory)
 
 
 def _is_same(path: Path, device: int, inode: int) -> bool:

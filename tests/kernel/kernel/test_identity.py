@@ -331,6 +331,34 @@ def test_a_cgroup_by_another_name_is_found(mount: Path, group: Path, tmp_path: P
     os.close(fd)
 
 
+ELSEWHERE = """
+import os, socket, subprocess, sys
+subprocess.run(["mount", "--bind", sys.argv[2], sys.argv[3]], check=True)
+with socket.socket(fileno=int(sys.argv[1])) as channel:
+    fd = os.open(os.path.join(sys.argv[3], "cgroup.procs"), os.O_WRONLY)
+    socket.send_fds(channel, [b"."], [fd])
+    channel.recv(1)
+"""
+
+
+def test_a_name_that_means_another_file_here_is_not_looked_at(mount: Path, group: Path) -> None:
+    """From a namespace where a cgroup is mounted at a place that is somebody's own here."""
+    with Fuse("cgroup.procs") as fuse:
+        ours, theirs = socket.socketpair()
+        command = ["unshare", "--mount", sys.executable, "-c", ELSEWHERE, str(theirs.fileno())]
+        command += [str(group), str(fuse.path.parent)]
+        with subprocess.Popen(command, pass_fds=[theirs.fileno()]), ours:
+            theirs.close()
+            _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+            if not fds:
+                pytest.skip("no namespaces here")
+            assert Path(f"/proc/self/fd/{fds[0]}").readlink() == fuse.path
+            asked = list(fuse.asked)
+            assert cgroup_of_procs(fds[0], mount) == group
+            assert fuse.asked == asked
+            os.close(fds[0])
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
