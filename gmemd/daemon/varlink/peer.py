@@ -68,6 +68,17 @@ class Peer:
         except OSError as error:
             raise self._gone() from error
 
+    def is_alive(self) -> bool:
+        """Whether the process that connected still lives; if not, its pid may be another's."""
+        try:
+            pidfd = self.pidfd()
+        except PeerError:
+            return False
+        try:
+            return not _has_exited(pidfd)
+        finally:
+            os.close(pidfd)
+
     def cgroup(self, root: Path = _ROOT) -> str:
         """The cgroup that the process is in now (``/system.slice/db.service``). Blocks.
 
