@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 from array import array
@@ -13,9 +12,9 @@ from pathlib import Path
 
 from gmemd.errors import Exit, GmemdError
 from gmemd.host.vms.cgroups import main_cgroup, read_cgroups
+from gmemd.host.vms.holders import has_exited, peer_pidfd
 
 _SO_PEERGROUPS = 59
-_SO_PEERPIDFD = 77  # Linux 6.5
 _UCRED = struct.Struct("iII")
 _MOST_BYTES = 1024  # the largest buffer that Python's getsockopt() takes
 _ROOT = Path("/")
@@ -52,20 +51,16 @@ class Peer:
 
     def pidfd(self) -> int:
         """A new pidfd of the process, close-on-exec; the caller's. Raises PeerError."""
-        if self.connection is not None:
-            try:
-                return self.connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-            except OSError as error:
-                if error.errno != errno.ENOPROTOOPT:
-                    raise self._gone() from error
         if not self.pid:
             raise PeerError(
                 "the caller's process is in a pid namespace that the daemon doesn't see",
                 hint="run both in the same one, or the daemon in the host's",
             )
         try:
-            return os.pidfd_open(self.pid)
-        except OSError as error:
+            return (
+                os.pidfd_open(self.pid) if self.connection is None else peer_pidfd(self.connection)
+            )
+        except (OSError, GmemdError) as error:
             raise self._gone() from error
 
     def is_alive(self) -> bool:
@@ -75,7 +70,7 @@ class Peer:
         except PeerError:
             return False
         try:
-            return not _has_exited(pidfd)
+            return not has_exited(pidfd)
         finally:
             os.close(pidfd)
 
@@ -88,7 +83,7 @@ class Peer:
         try:
             cgroups = read_cgroups(self.pid, root)
             # Only while it lives its pid is nobody else's.
-            exited = _has_exited(pidfd)
+            exited = has_exited(pidfd)
         except GmemdError as error:
             raise self._gone() from error
         finally:
@@ -131,9 +126,3 @@ def _groups_of(connection: socket.socket) -> frozenset[int]:
             return frozenset()
         raise
     return frozenset(array("I", raw))
-
-
-def _has_exited(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))

@@ -12,7 +12,7 @@ from gmemd.kernel.identity import (
     cgroup_of_procs,
     pid_of_pidfd,
 )
-from gmemd.kernel.process import has_exited
+from gmemd.kernel.process import has_exited, peer_pidfd
 from gmemd.kernel.procfs.text import ProcfsError, read_text
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "ProcessFacts",
     "cgroup_of_procs",
     "has_exited",
+    "peer_pidfd",
     "pid_of_pidfd",
     "read_facts",
 ]
