@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import stat
@@ -96,7 +97,8 @@ class Fuse:
             self.asked.append(opcode)
             error, payload = self._answer(opcode, node, request[_REQUEST.size :])
             answer = _ANSWER.pack(_ANSWER.size + len(payload), -error, unique) + payload
-            os.write(self._device, answer)
+            with contextlib.suppress(OSError):  # who asked waits no more
+                os.write(self._device, answer)
 
     def _answer(self, opcode: int, node: int, arguments: bytes) -> tuple[int, bytes]:
         if opcode == Opcode.LOOKUP and arguments.rstrip(b"\0") != self._name:
