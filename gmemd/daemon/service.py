@@ -23,9 +23,9 @@ from gmemd.daemon.reconcile import LONGEST_PASS_SECONDS, Reconciler
 from gmemd.daemon.reloading import config_notes, report, summary
 from gmemd.daemon.specs import PassedSpecs
 from gmemd.daemon.taking import Taking
+from gmemd.daemon.varlink.activation import open_listener, passed_fds
 from gmemd.daemon.varlink.api import protocol_factory
 from gmemd.daemon.varlink.interface import ReloadFailed
-from gmemd.daemon.varlink.listener import Listener
 from gmemd.daemon.varlink.server import Server
 from gmemd.daemon.watched import wanted
 from gmemd.daemon.work import Workers
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gmemd.daemon.desired import Desired
     from gmemd.daemon.observing import FoundVm
     from gmemd.daemon.varlink.interface import ReloadResult
+    from gmemd.daemon.varlink.listener import Listener
     from gmemd.daemon.varlink.peer import Peer
     from gmemd.export.snapshot import Snapshot
     from gmemd.spec.model import VmSpec
@@ -58,7 +59,7 @@ def run(config_path: Path | None) -> int:
     limit_process()
     if note := missing_extra():
         log.warning("%s", note)
-    with Listener(config.socket) as listener:
+    with open_listener(config, passed_fds()) as listener:
         asyncio.run(Daemon(config_path, config).serve(listener))
     return 0
 
@@ -165,7 +166,10 @@ class Daemon:
 
     async def _may_send_fds(self, peer: Peer) -> bool:
         """Whether there is any call that a peer may pass file descriptors with."""
-        return bool(await self._desk.usable(peer)) or await self._desk.may_pass_specs(peer)
+        if await self._desk.usable(peer) or await self._desk.may_pass_specs(peer):
+            return True
+        held = [vm.holder for vm in self._fleet.vms.values() if vm.holder is not None]
+        return any(holder.is_process(peer.pid) for holder in held)
 
     def _adoptable(self, spec: VmSpec, found: FoundVm | None) -> None:
         """Adopt a VMM that was found, in the background; of one that is gone forget what failed."""
@@ -187,7 +191,7 @@ class Daemon:
         await server.start_serving()
         log.info(
             "serving %s, metrics on %s, %d VMs",
-            self._config.socket,
+            server.path,
             ", ".join(metrics.addresses) or "no address",
             len(desired.names),
         )

@@ -37,7 +37,7 @@ def metrics() -> str:
 
 
 def test_units_are_clean() -> None:
-    done = unit.run("systemd-analyze", "verify", "gmemd.service", "gmemd.slice")
+    done = unit.run("systemd-analyze", "verify", "gmemd.service", "gmemd.slice", "gmemd.socket")
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 

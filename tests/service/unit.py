@@ -59,6 +59,7 @@ def install() -> None:
     for pattern, target in (
         ("*.service", "/usr/lib/systemd/system"),
         ("*.slice", "/usr/lib/systemd/system"),
+        ("*.socket", "/usr/lib/systemd/system"),
         ("sysusers.d/*.conf", "/usr/lib/sysusers.d"),
         ("tmpfiles.d/*.conf", "/usr/lib/tmpfiles.d"),
     ):

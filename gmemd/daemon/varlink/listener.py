@@ -7,13 +7,13 @@ import fcntl
 import os
 import socket
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from gmemd.errors import Exit, GmemdError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from types import TracebackType
 
 BACKLOG = 128
@@ -31,22 +31,19 @@ class Listener:
     """A listening unix socket at a path, as a context manager; ``socket`` is it.
 
     Whoever may reach the path may connect; what each may do is decided by who it is. A stale
-    socket is replaced in one step; a live daemon's is left alone: SocketError.
+    socket is replaced in one step; a live daemon's is left alone: SocketError. One that is
+    ``passed``, and listens already, is served in its stead, and its path left to who made it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, passed: socket.socket | None = None) -> None:
         with contextlib.ExitStack() as stack:
-            try:
-                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                self.socket = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            if passed is not None:
+                self.socket = stack.enter_context(passed)
                 self.socket.setblocking(False)
-                with _locked(path.parent):
-                    _check_replaceable(path)
-                    self._inode = self._publish()
-            except OSError as error:
-                raise _socket_error(path, error) from error
-            stack.callback(self._remove)
+                self.path = Path(passed.getsockname())
+            else:
+                self.path = path
+                self._listen(stack)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -60,26 +57,40 @@ class Listener:
     ) -> None:
         self._stack.close()
 
+    def _listen(self, stack: contextlib.ExitStack) -> None:
+        """Take the path; the stack gives it back."""
+        directory = self.path.parent
+        try:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.socket = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            self.socket.setblocking(False)
+            with _locked(directory):
+                _check_replaceable(self.path)
+                inode = self._publish()
+        except OSError as error:
+            raise _socket_error(self.path, error) from error
+        stack.callback(self._remove, inode)
+
     def _publish(self) -> int:
         """Bind and listen under a name of its own, then take the path; returns the inode."""
-        fresh = self._path.with_name(f".{os.getpid()}")
+        fresh = self.path.with_name(f".{os.getpid()}")
         fresh.unlink(missing_ok=True)
         self.socket.bind(str(fresh))
         try:
             fresh.chmod(SOCKET_MODE)
             self.socket.listen(BACKLOG)
             inode = fresh.stat().st_ino
-            fresh.replace(self._path)
+            fresh.replace(self.path)
         except OSError:
             fresh.unlink(missing_ok=True)
             raise
         return inode
 
-    def _remove(self) -> None:
+    def _remove(self, inode: int) -> None:
         """Remove the path, if it still is this socket's."""
         with contextlib.suppress(FileNotFoundError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
+            if self.path.stat().st_ino == inode:
+                self.path.unlink()
 
 
 @contextlib.contextmanager

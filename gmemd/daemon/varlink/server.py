@@ -63,6 +63,11 @@ class Server(VarlinkUnixServer):
         self._not_yet_closed: Counter[int] = Counter()
         self._backing_off: asyncio.TimerHandle | None = None
 
+    @property
+    def path(self) -> str:
+        """Where it listens; nothing once it is closed."""
+        return str(self._sock.getsockname()) if self._sock is not None else ""
+
     async def start_serving(self) -> None:
         """Accept from now on."""
         if self._serving is None and self._sock is not None:
