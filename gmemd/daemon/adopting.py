@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from asyncvarlink import VarlinkErrorReply
 
+from gmemd.audit.observed import read_policies
 from gmemd.daemon.appearing import Appearances
 from gmemd.daemon.holding import Holder
 from gmemd.daemon.observing import Finder, FoundVm, matches
@@ -24,9 +25,7 @@ from gmemd.daemon.varlink.told import ambiguous, layout_mismatch, told_ambiguous
 from gmemd.errors import GmemdError
 from gmemd.host.vms.holders import read_facts
 from gmemd.host.vms.taking import open_vmm, taken
-from gmemd.plan.adopting import plan_adoption
 from gmemd.plan.errors import AmbiguousError, Candidate, LayoutMismatchError
-from gmemd.plan.observed import plan_observed
 from gmemd.spec.model import Source
 
 if TYPE_CHECKING:
@@ -234,8 +233,10 @@ class Adopting:
 def _take(spec: VmSpec, found: FoundVm, host: Host, in_hand: _InHand) -> Adoption:
     """In the thread: say which of a VMM's files are the spec's, and take them."""
     in_hand.pidfd = open_vmm(found.vmm)
-    observed = plan_observed(spec.vm, found.vmm, found.declaration, host, spec=spec)
-    adoption = plan_adoption(observed, spec, found.declaration, host)
+    try:
+        adoption = _planned(spec, found, host, {})
+    except AmbiguousError:
+        adoption = _planned(spec, found, host, read_policies(found.vmm))
     wanted = [(region.fd, region.inode) for region in adoption.regions]
     with ExitStack() as stack:
         fds = stack.enter_context(taken(found.vmm, in_hand.pidfd, wanted))

@@ -231,9 +231,10 @@ class Desk:
 
     async def hand_over(self, vm: str, call: Call, holder: int) -> io.HandoverResult:
         """Make another process the holder."""
+        self._handing.require_hand_over(vm, call.peer.pid, may=call.peer.privileged)
         candidate = await self._holder(call, holder)
         try:
-            await self._handing.hand_over(vm, call.peer.pid, candidate, may=call.peer.privileged)
+            await self._handing.hand_over(vm, candidate)
         except BaseException:
             candidate.close()
             raise

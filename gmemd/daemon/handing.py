@@ -144,18 +144,22 @@ class Handing:
         ]
         vm.holder_warnings = tuple(dict.fromkeys(warnings))
 
-    async def hand_over(self, name: str, caller_pid: int, holder: Holder, *, may: bool) -> None:
-        """Make another process the holder; raises PermissionDenied, NotReady.
+    def require_hand_over(self, name: str, caller_pid: int, *, may: bool) -> None:
+        """Raise PermissionDenied unless the caller may hand over a VM's memory.
 
         ``may`` is who may do so to any VM; besides, the holder and who opened it for it.
         """
-        vm = self.vm(name)
-        before = vm.holder
+        before = self.vm(name).holder
         allowed = before is not None and (
             before.is_process(caller_pid) or before.was_opened_by(caller_pid)
         )
         if not (may or allowed):
             raise PermissionDenied
+
+    async def hand_over(self, name: str, holder: Holder) -> None:
+        """Make another process the holder; raises NotReady."""
+        vm = self.vm(name)
+        before = vm.holder
         if before is None or not vm.regions or vm.release_wanted:
             raise NotReady(
                 vm=name, state=str(vm.state), message="nobody holds its memory", hint="acquire it"

@@ -251,7 +251,8 @@ class Lifecycle:
         vm.spec_indexes.clear()
         if vm.inline:
             await self._forget_spec(vm.name)
-        self._fleet.enter(vm, VmState.WAITING, RELEASED)
+        if vm.spec is not None and vm.spec.source is Source.CREATE:
+            self._fleet.enter(vm, VmState.WAITING, RELEASED)
         self._fleet.host_due = 0.0
         self._fleet.retry_failed()
 
