@@ -244,6 +244,24 @@ def _take(spec: VmSpec, found: FoundVm, host: Host, in_hand: _InHand) -> Adoptio
     return adoption
 
 
+def _planned(
+    spec: VmSpec, found: FoundVm, host: Host, policies: Mapping[int, PolicyRead]
+) -> Adoption:
+    """Say which of a VMM's files are the spec's, by the kernel's policies too where they are read.
+
+    To read them holds the VMM's locks for a moment: only where nothing else tells.
+    """
+    observed = plan_observed(
+        spec.vm,
+        found.vmm,
+        found.declaration,
+        host,
+        policies={address: (held.mode, held.nodes) for address, held in policies.items()},
+        spec=spec,
+    )
+    return plan_adoption(observed, spec, found.declaration, host)
+
+
 def _to_place(adoption: Adoption, fds: Sequence[int], files: Sequence[MemoryFile]) -> list[ToPlace]:
     return [
         ToPlace(
