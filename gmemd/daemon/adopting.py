@@ -20,20 +20,23 @@ from gmemd.daemon.appearing import Appearances
 from gmemd.daemon.holding import Holder
 from gmemd.daemon.observing import Finder, FoundVm, matches
 from gmemd.daemon.taking import Placed, ToPlace
-from gmemd.daemon.varlink.interface import LayoutMismatch, NotReady
+from gmemd.daemon.varlink.errors import LayoutMismatch, NotReady
 from gmemd.daemon.varlink.told import ambiguous, layout_mismatch, told_ambiguous
 from gmemd.errors import GmemdError
 from gmemd.host.vms.holders import read_facts
 from gmemd.host.vms.taking import open_vmm, taken
+from gmemd.plan.adopting import plan_adoption
 from gmemd.plan.errors import AmbiguousError, Candidate, LayoutMismatchError
+from gmemd.plan.observed import plan_observed
 from gmemd.spec.model import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from gmemd.audit.model import PolicyRead
     from gmemd.daemon.fleet import Fleet
     from gmemd.daemon.taking import Taking
-    from gmemd.daemon.varlink.interface import Ambiguous
+    from gmemd.daemon.varlink.errors import Ambiguous
     from gmemd.daemon.vm import ManagedVm
     from gmemd.host.model import Host
     from gmemd.memory.passed import MemoryFile
@@ -104,12 +107,13 @@ class Adopting:
         if vm is None or vm.regions or vm.busy:
             return
         first = self._first_seen.setdefault(f"{vm.name}/{found.vmm.pid}", time.monotonic())
+        young = time.monotonic() - first < MAKING_SECONDS
         try:
-            await self._adopt(vm, spec, found)
+            await self._adopt(vm, spec, found, whole=young)
         except (VarlinkErrorReply, GmemdError) as error:
             message, hint = _words(error)
-            if time.monotonic() - first < MAKING_SECONDS:
-                return  # it may be making its memory
+            if young:  # it may be making its memory
+                return
             if vm.fail("adopt", f"pid {found.vmm.pid} can't be adopted: {message}", hint):
                 log.warning("%s: %s", vm.name, vm.message)
         except Exception:
@@ -151,8 +155,10 @@ class Adopting:
             )
         return await self._adopt(vm, spec, found[0])
 
-    async def _adopt(self, vm: ManagedVm, spec: VmSpec, found: FoundVm) -> Adopted:
-        """Take a VMM's memory and place it."""
+    async def _adopt(
+        self, vm: ManagedVm, spec: VmSpec, found: FoundVm, *, whole: bool = False
+    ) -> Adopted:
+        """Take a VMM's memory and place it; ``whole``: not before all that it declares is there."""
         if found.vmm.blocked:
             raise NotReady(
                 vm=vm.name,
@@ -164,7 +170,7 @@ class Adopting:
         host = await fleet.known_host()
         in_hand = _InHand()
         try:
-            adoption = await fleet.workers.observe(_take, spec, found, host, in_hand)
+            adoption = await fleet.workers.observe(_take, spec, found, host, in_hand, whole=whole)
             files = [await fleet.workers.identify(fd) for fd in in_hand.fds]
             facts = await fleet.workers.read(read_facts, found.vmm.pid)
             holder = Holder(in_hand.pidfd, found.vmm.pid, facts)
@@ -230,13 +236,16 @@ class Adopting:
         return self._finder
 
 
-def _take(spec: VmSpec, found: FoundVm, host: Host, in_hand: _InHand) -> Adoption:
+def _take(spec: VmSpec, found: FoundVm, host: Host, in_hand: _InHand, *, whole: bool) -> Adoption:
     """In the thread: say which of a VMM's files are the spec's, and take them."""
     in_hand.pidfd = open_vmm(found.vmm)
     try:
         adoption = _planned(spec, found, host, {})
     except AmbiguousError:
         adoption = _planned(spec, found, host, read_policies(found.vmm))
+    lacking = next((left for left in adoption.left if not left.found), None)
+    if whole and lacking is not None:
+        raise LayoutMismatchError(lacking.why, guest_node=lacking.guest_node)
     wanted = [(region.fd, region.inode) for region in adoption.regions]
     with ExitStack() as stack:
         fds = stack.enter_context(taken(found.vmm, in_hand.pidfd, wanted))

@@ -13,6 +13,7 @@ from gmemd.daemon.authority import may_pass_specs, usable
 from gmemd.daemon.handing import PassedCgroup
 from gmemd.daemon.holding import Holder
 from gmemd.daemon.taking import OfferedPiece
+from gmemd.daemon.varlink import errors
 from gmemd.daemon.varlink import interface as io
 from gmemd.daemon.varlink.peer import PeerError
 from gmemd.daemon.varlink.told import told_layout, told_placed, told_planned, told_refusal
@@ -100,21 +101,21 @@ class Desk:
             yield managed.looked_at
         auditing.result()
         if not managed.regions:
-            raise io.NotAuditable(vm=vm, state=str(managed.state), message=managed.message)
+            raise errors.NotAuditable(vm=vm, state=str(managed.state), message=managed.message)
         if managed.audit_error:
-            raise io.AuditFailed(vm=vm, message=managed.audit_error, hint=None)
+            raise errors.AuditFailed(vm=vm, message=managed.audit_error, hint=None)
 
     async def _audit_observed(self, name: str) -> None:
         """Look at a running VM now; raises NotAuditable and AuditFailed."""
         try:
             seen = await self._reconciler.observer.audit_now(name)
         except GmemdError as error:
-            raise io.AuditFailed(vm=name, message=error.message, hint=error.hint) from error
+            raise errors.AuditFailed(vm=name, message=error.message, hint=error.hint) from error
         self._reconciler.look_at_all()
         if seen is None:
-            raise io.NotAuditable(vm=name, state="waiting", message="it runs no more")
+            raise errors.NotAuditable(vm=name, state="waiting", message="it runs no more")
         if seen.audit is None:
-            raise io.NotAuditable(vm=name, state=str(seen.state), message=seen.message)
+            raise errors.NotAuditable(vm=name, state=str(seen.state), message=seen.message)
 
     async def acquire(
         self,
@@ -153,10 +154,10 @@ class Desk:
             if not (taken or goes_on):
                 self._specs.give_up(vm)
 
-    def _timeout(self, vm: str, timeout_ms: int) -> io.Timeout:
+    def _timeout(self, vm: str, timeout_ms: int) -> errors.Timeout:
         managed = self._handing.vm(vm)
         progress = managed.progress
-        return io.Timeout(
+        return errors.Timeout(
             vm=vm,
             timeout_ms=timeout_ms,
             state=str(managed.state),
@@ -169,7 +170,7 @@ class Desk:
         try:
             regions = told_layout(vm.regions, extents)
         except OSError as error:
-            raise io.ProvisioningFailed(
+            raise errors.ProvisioningFailed(
                 vm=vm.name,
                 reason="system-call",
                 host_node=None,
@@ -256,7 +257,7 @@ class Desk:
             managed = self._handing.vm(vm or "")
             found = self._fleet.specs_in_force().get(managed.name)
             if found is None:
-                raise io.NotReady(
+                raise errors.NotReady(
                     vm=managed.name,
                     state=str(managed.state),
                     message="no good spec of it is known",
@@ -291,7 +292,7 @@ class Desk:
             own = call.peer.pidfd()
         except PeerError as error:
             if index is None:
-                raise io.FdRejected(index=-1, reason=error.in_one_line) from error
+                raise errors.FdRejected(index=-1, reason=error.in_one_line) from error
             own = -1
         if index is None:
             facts = await self._fleet.workers.read(read_facts, call.peer.pid)
@@ -303,7 +304,7 @@ class Desk:
             return Holder(os.dup(passed), pid, facts, call.peer.pid, own)
         except NotAPidfdError as error:
             _close(own)
-            raise io.FdRejected(index=index, reason=error.in_one_line) from error
+            raise errors.FdRejected(index=index, reason=error.in_one_line) from error
         except BaseException:
             _close(own)
             raise
@@ -316,7 +317,7 @@ class Desk:
         try:
             directory = await self._fleet.workers.read(cgroup_of_procs, passed)
         except NotACgroupError as error:
-            raise io.FdRejected(index=index, reason=error.in_one_line) from error
+            raise errors.FdRejected(index=index, reason=error.in_one_line) from error
         return _Payer(PassedCgroup(os.dup(passed), directory))
 
 
@@ -344,7 +345,7 @@ _VERDICTS = {
 def _passed_fd(call: Call, index: int) -> int:
     """A descriptor of the call, by its number; raises FdRejected."""
     if not 0 <= index < len(call.fds):
-        raise io.FdRejected(
+        raise errors.FdRejected(
             index=index, reason=f"the call came with {len(call.fds)} file descriptors"
         )
     return call.fds[index]

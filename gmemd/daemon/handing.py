@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
 
 from gmemd.daemon.holding import cpuset_warnings
-from gmemd.daemon.varlink.interface import AlreadyOwned, NoSuchVM, NotReady, ProvisioningFailed
+from gmemd.daemon.varlink.errors import AlreadyOwned, NoSuchVM, NotReady, ProvisioningFailed
 from gmemd.daemon.varlink.told import does_not_fit, provisioning_failed
 from gmemd.export.snapshot import VmState
 from gmemd.host.vms.holders import has_exited

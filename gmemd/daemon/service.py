@@ -25,7 +25,7 @@ from gmemd.daemon.specs import PassedSpecs
 from gmemd.daemon.taking import Taking
 from gmemd.daemon.varlink.activation import open_listener, passed_fds
 from gmemd.daemon.varlink.api import protocol_factory
-from gmemd.daemon.varlink.interface import ReloadFailed
+from gmemd.daemon.varlink.errors import ReloadFailed
 from gmemd.daemon.varlink.server import Server
 from gmemd.daemon.watched import wanted
 from gmemd.daemon.work import Workers

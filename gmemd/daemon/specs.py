@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gmemd.daemon.inline import InlineSpecError, InlineSpecs
-from gmemd.daemon.varlink.interface import AlreadyOwned, BadSpec, NotReady
+from gmemd.daemon.varlink.errors import AlreadyOwned, BadSpec, NotReady
 from gmemd.daemon.varlink.told import told_problem
 from gmemd.spec.loading import parse_spec
 from gmemd.spec.problems import Problem, SpecError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from asyncvarlink.serviceerrors import InvalidParameter
 
 from gmemd.daemon.holding import cpuset_warnings
-from gmemd.daemon.varlink.interface import AlreadyOwned, FdRejected, LayoutMismatch, NotReady
+from gmemd.daemon.varlink.errors import AlreadyOwned, FdRejected, LayoutMismatch, NotReady
 from gmemd.daemon.varlink.told import layout_mismatch, provisioning_failed
 from gmemd.export.snapshot import VmState
 from gmemd.host.vms.holders import has_exited

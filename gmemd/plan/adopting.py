@@ -48,11 +48,12 @@ class AdoptedRegion:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Memory of a guest node that can't be taken, and why."""
+    """Memory of a guest node that can't be taken, and why; ``found`` if the VMM has it at all."""
 
     guest_node: int
     size_bytes: int
     why: str
+    found: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,11 @@ def plan_adoption(vm: ObservedVm, spec: VmSpec, declaration: Declaration, host: 
         mine = [claim for claim in claims if claim.guest_node == node.id]
         ranges = [*_ranges(node, mine), *_not_found(vm, node.id)]
         regions = _adopt(spec, node, ranges, host)
-        others = [Left(node.id, found.size_bytes, found.lost) for found in ranges if found.lost]
+        others = [
+            Left(node.id, found.size_bytes, found.lost, found=found.piece is not None)
+            for found in ranges
+            if found.lost
+        ]
         size = sum(region.plan.size_bytes for region in regions)
         if size < node.size_bytes and not others:
             raise unlike_sizes(node.id, node.size_bytes, size)

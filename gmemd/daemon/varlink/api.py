@@ -19,6 +19,7 @@ from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 import gmemd
+from gmemd.daemon.varlink import errors
 from gmemd.daemon.varlink import interface as io
 from gmemd.daemon.varlink.peer import Peer
 from gmemd.daemon.varlink.protocol import Call, current_call
@@ -104,20 +105,20 @@ class GmemdInterface(VarlinkInterface, name=io.INTERFACE):
     """The daemon's interface; io.gmemd.varlink beside this file describes it."""
 
     errors = (
-        io.NoSuchVM,
-        io.NotAuditable,
-        io.ReloadFailed,
-        io.AuditFailed,
-        io.BadSpec,
-        io.NotReady,
-        io.DoesNotFit,
-        io.ProvisioningFailed,
-        io.NotSupportedByKernel,
-        io.AlreadyOwned,
-        io.LayoutMismatch,
-        io.Ambiguous,
-        io.FdRejected,
-        io.Timeout,
+        errors.NoSuchVM,
+        errors.NotAuditable,
+        errors.ReloadFailed,
+        errors.AuditFailed,
+        errors.BadSpec,
+        errors.NotReady,
+        errors.DoesNotFit,
+        errors.ProvisioningFailed,
+        errors.NotSupportedByKernel,
+        errors.AlreadyOwned,
+        errors.LayoutMismatch,
+        errors.Ambiguous,
+        errors.FdRejected,
+        errors.Timeout,
     )
 
     def __init__(self, service: Service) -> None:
@@ -267,7 +268,7 @@ class GmemdInterface(VarlinkInterface, name=io.INTERFACE):
     def _known(self, name: str) -> VmStatus:
         found = self._service.snapshot.vm(name)
         if found is None:
-            raise io.NoSuchVM(vm=name)
+            raise errors.NoSuchVM(vm=name)
         return found
 
     async def _require_use(self, vm: str) -> None:

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from asyncvarlink import FileDescriptor
 
-from gmemd.daemon.varlink.interface import (
+from gmemd.daemon.varlink.errors import (
     Ambiguous,
-    Candidate,
     DoesNotFit,
-    Extent,
     LayoutMismatch,
-    LayoutRegion,
     NotSupportedByKernel,
+    ProvisioningFailed,
+)
+from gmemd.daemon.varlink.interface import (
+    Candidate,
+    Extent,
+    LayoutRegion,
     PlacedRegion,
     PlannedRegion,
     Policy,
     Problem,
-    ProvisioningFailed,
     Refusal,
 )
 

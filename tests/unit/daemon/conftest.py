@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from gmemd.daemon.varlink.api import protocol_factory
-from gmemd.daemon.varlink.interface import NotAuditable, ReloadFailed
+from gmemd.daemon.varlink.errors import NotAuditable, ReloadFailed
 from gmemd.daemon.varlink.listener import Listener
 from gmemd.daemon.varlink.server import Server
 from gmemd.export.snapshot import Snapshot, VmState, VmStatus
