@@ -10,7 +10,9 @@ import json
 import mmap
 import os
 import signal
+import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ MIB = 1 << 20
 class Vmm:
     """The program's state: its memory, by VM."""
 
-    def __init__(self, socket: str) -> None:
-        self.socket = Path(socket)
+    def __init__(self, path: str) -> None:
+        self.socket = Path(path)
         self.client = Client(self.socket)
         self.fds: dict[str, list[int]] = {}
 
@@ -77,6 +79,28 @@ class Vmm:
             fd = os.memfd_create("guest")
             os.ftruncate(fd, size)
             self.fds[vm].append(fd)
+
+    def make_wrong(self, vm: str, kind: str) -> None:
+        """A descriptor of something that is no memory, or can't be written."""
+        if kind == "pipe":
+            made = os.pipe()[1]
+        elif kind == "socket":
+            made = socket.socket(socket.AF_UNIX).detach()
+        elif kind == "zero":
+            made = os.open("/dev/zero", os.O_RDWR)
+        elif kind == "file":
+            with tempfile.TemporaryFile() as file:
+                made = os.dup(file.fileno())
+        else:
+            memory = os.memfd_create("guest")
+            os.ftruncate(memory, 8 * MIB)
+            flags = os.O_PATH if kind == "path" else os.O_RDONLY
+            made = os.open(f"/proc/self/fd/{memory}", flags)
+        self.fds[vm] = [made]
+
+    def rename(self, vm: str, other: str) -> None:
+        """Take a VM's memory for another's."""
+        self.fds[other] = self.fds[vm]
 
     def register(
         self,
