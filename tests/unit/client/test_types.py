@@ -11,16 +11,14 @@ import pytest
 
 from gmemd.client import errors, memory, requests, types
 from gmemd.daemon.varlink import interface
+from gmemd.daemon.varlink.api import GmemdInterface
 
 TYPED = {
     name: value for name, value in vars(types).items() if getattr(value, "__total__", None) is True
 }
 NAMED_OTHERWISE = {"Listed": "ListResult", "Planned": "PlanResult", "Reloaded": "ReloadResult"}
-ERRORS = {
-    name: value
-    for name, value in vars(interface).items()
-    if isinstance(value, type) and hasattr(value, "Parameters") and name != "TypedVarlinkErrorReply"
-}
+ERRORS = {error.__name__: error for error in GmemdInterface.errors}
+VARLINKS_OWN = {"InterfaceNotFound", "InvalidParameter", "MethodNotFound", "PermissionDenied"}
 
 
 def spelled(hints: dict[str, Any]) -> dict[str, str]:
@@ -60,6 +58,10 @@ def test_results_have_the_interfaces_fields() -> None:
     placed = {field.name for field in dataclasses.fields(memory.Placed)}
     assert placed == set(interface.PlacedResult.__annotations__)
     assert set(requests.Change._fields) == set(interface.WatchResult.__annotations__)
+
+
+def test_every_exception_is_one_of_the_daemons_errors() -> None:
+    assert set(errors._ERRORS) == set(ERRORS) | VARLINKS_OWN
 
 
 @pytest.mark.parametrize("name", ERRORS)
