@@ -244,13 +244,14 @@ class Lifecycle:
             holder.close()
         await self._workers.release(regions)
         vm.plan = vm.audit = vm.drift = None
-        vm.release_wanted = vm.prefaulted = False
+        vm.prefaulted = False
         vm.dormant = True
         vm.holder_warnings = ()
         vm.pending, vm.pending_spec = "", None
         vm.spec_indexes.clear()
         if vm.inline:
             await self._forget_spec(vm.name)
+        vm.release_wanted = False
         if vm.spec is not None and vm.spec.source is Source.CREATE:
             self._fleet.enter(vm, VmState.WAITING, RELEASED)
         self._fleet.host_due = 0.0

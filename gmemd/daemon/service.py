@@ -152,7 +152,8 @@ class Daemon:
         async with self._reloading:
             self._notifier.reloading()
             try:
-                result = await self._read_again()
+                async with self._specs.changing:
+                    result = await self._read_again()
             except (ReloadError, SpecError) as error:
                 self._reconciler.reload_successful = False
                 self._reconciler.reload_message = error.message

@@ -25,14 +25,17 @@ log = logging.getLogger(__name__)
 
 
 class PassedSpecs:
-    """The inline specs of a fleet. ``users`` may bring some, besides root and the daemon's own."""
+    """The inline specs of a fleet. ``users`` may bring some, besides root and the daemon's own.
+
+    Whoever changes which specs are in force holds ``changing`` meanwhile.
+    """
 
     def __init__(self, fleet: Fleet, state_directory: Path, users: Sequence[str]) -> None:
         self.users = tuple(users)
         self.files = InlineSpecs(state_directory)
         self.reconciler: Reconciler | None = None
         self._fleet = fleet
-        self._changing = asyncio.Lock()
+        self.changing = asyncio.Lock()
 
     def parse(self, vm: str | None, text: str) -> VmSpec:
         """Read a spec; raises BadSpec with all that is wrong in it."""
@@ -47,26 +50,33 @@ class PassedSpecs:
         """Have a spec be in force for a VM that has no file; raises BadSpec, AlreadyOwned."""
         spec = self.parse(vm, text)
         fleet = self._fleet
-        async with self._changing:
-            while (known := fleet.vms.get(vm)) is not None and known.release_wanted:
-                await fleet.change()
-            before = fleet.desired.specs.get(vm)
-            if before == spec:
-                return
-            if vm in fleet.desired.names and not self.files.has(before):
-                raise _bad((_has_a_file(spec, before),))
-            if known is not None and known.held and known.holder is not None:
-                raise AlreadyOwned(vm=vm, holder_pid=known.holder.pid)
-            try:
-                await fleet.workers.read(self.files.store, vm, text)
-            except InlineSpecError as error:
-                raise NotReady(
-                    vm=vm, state="waiting", message=error.message, hint=error.hint
-                ) from error
-            specs = {**fleet.desired.specs, vm: spec}
-            fleet.desired = replace(fleet.desired, specs=specs)
+        while True:
+            async with self.changing:
+                known = fleet.vms.get(vm)
+                if known is None or not known.release_wanted:
+                    await self._put_in_force(spec, text)
+                    return
+            await fleet.change()
+
+    async def _put_in_force(self, spec: VmSpec, text: str) -> None:
+        fleet, vm = self._fleet, spec.vm
+        before, known = fleet.desired.specs.get(vm), fleet.vms.get(vm)
+        if before == spec:
+            return
+        if vm in fleet.desired.names and not self.files.has(before):
+            raise _bad((_has_a_file(spec, before),))
+        if known is not None and known.held and known.holder is not None:
+            raise AlreadyOwned(vm=vm, holder_pid=known.holder.pid)
+        try:
+            await fleet.workers.read(self.files.store, vm, text)
+        except InlineSpecError as error:
+            raise NotReady(
+                vm=vm, state="waiting", message=error.message, hint=error.hint
+            ) from error
+        fleet.desired = replace(fleet.desired, specs={**fleet.desired.specs, vm: spec})
         log.info("%s: its spec came with a call", vm)
-        self._look()
+        if self.reconciler is not None:
+            self.reconciler.look_at_all()
 
     def give_up(self, vm: str) -> None:
         """Have an inline spec go, unless its memory is held, kept or waited for."""
@@ -80,19 +90,15 @@ class PassedSpecs:
 
     async def forget(self, vm: str) -> None:
         """Forget a VM's inline spec, as its memory is gone."""
-        try:
-            await self._fleet.workers.read(self.files.forget, vm)
-        except InlineSpecError as error:
-            log.error("%s", error.in_one_line)  # noqa: TRY400
-        desired = self._fleet.desired
-        specs = {name: spec for name, spec in desired.specs.items() if name != vm}
-        self._fleet.desired = replace(desired, specs=specs)
-        self._fleet.wake.set()
-
-    def _look(self) -> None:
-        """Have the VM be known at once."""
-        if self.reconciler is not None:
-            self.reconciler.look_at_all()
+        async with self.changing:
+            try:
+                await self._fleet.workers.read(self.files.forget, vm)
+            except InlineSpecError as error:
+                log.error("%s", error.in_one_line)  # noqa: TRY400
+            desired = self._fleet.desired
+            specs = {name: spec for name, spec in desired.specs.items() if name != vm}
+            self._fleet.desired = replace(desired, specs=specs)
+            self._fleet.wake.set()
 
 
 def _bad(problems: Sequence[Problem]) -> BadSpec:
