@@ -38,7 +38,8 @@ def test_a_file_of_the_operators_is_none(tmp_path: Path) -> None:
 
 def test_json_is_a_spec_and_another_name_is_wrong(tmp_path: Path) -> None:
     specs = InlineSpecs(tmp_path)
-    json = '{"version": 1, "vm": "a", "source": "create", "guest_nodes": [{"id": 0, "memory": "1GiB"}]}'
+    nodes = '[{"id": 0, "memory": "1GiB"}]'
+    json = f'{{"version": 1, "vm": "a", "source": "create", "guest_nodes": {nodes}}}'
     assert specs.parse("a", json).size_bytes == 1 << 30
     with pytest.raises(SpecError) as wrong:
         specs.parse("b", TEXT)
