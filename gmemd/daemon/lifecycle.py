@@ -16,6 +16,7 @@ from gmemd.daemon.vm import Failure, Work
 from gmemd.drift.compute import compute_drift
 from gmemd.errors import GmemdError
 from gmemd.export.snapshot import VmState
+from gmemd.host.vms.holders import read_facts
 from gmemd.memory.errors import ProvisionCancelledError, ProvisionError
 from gmemd.plan.checks import check_against_host
 from gmemd.plan.model import VmPlan
@@ -24,6 +25,7 @@ from gmemd.spec.model import Source
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+    from pathlib import Path
 
     from gmemd.audit.model import VmAudit
     from gmemd.daemon.fleet import Fleet
@@ -165,7 +167,7 @@ class Lifecycle:
         if vm.spec is None or vm.plan is None:
             return
         idle = not vm.held
-        payer = vm.holder.facts.cgroup_directory if vm.holder is not None and vm.held else None
+        payer = await self.look_at_holder(vm)
 
         def note(looked_at: int, total: int) -> None:
             vm.looked_at = looked_at, total
@@ -202,6 +204,19 @@ class Lifecycle:
         if vm.settle():
             level = logging.WARNING if vm.state is VmState.DEGRADED else logging.INFO
             log.log(level, "%s: %s%s", vm.name, vm.state, f": {vm.message}" if vm.message else "")
+
+    async def look_at_holder(self, vm: ManagedVm) -> Path | None:
+        """Read again what its holder is, as it may run another program in another cgroup by now.
+
+        Returns the directory of the cgroup that pays for what the holder is the first to touch.
+        """
+        holder = vm.holder
+        if holder is None or not holder.alive:
+            return None
+        facts = await self._workers.read(read_facts, holder.pid)
+        if holder.is_process(holder.pid):
+            holder.facts = facts
+        return holder.facts.cgroup_directory
 
     async def apply(self, vm: ManagedVm, spec: VmSpec) -> None:
         """Take on a changed spec for memory that exists: policies for pages to come, tolerances."""

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 PROGRESS_SECONDS = 1.0
 LONGEST_PASS_SECONDS = 30.0
 SHORTEST_PAUSE_SECONDS = 0.05
+EXEC_SECONDS = 2.0
+"""How long after it was given memory a process is looked at again, to see what it has become."""
+
 RELEASE_FIRST = "remove the file and reload to release its memory, then put the file back"
 AFTER_ITS_VMM = "it takes effect once its VMM has exited and its memory is released"
 NO_SPEC = "its file is gone: its memory is let go when its VMM exits, or by `gmemd release --force`"
@@ -68,6 +71,7 @@ class Reconciler:
         self._after_pass = after_pass
         self._longest_pause_seconds = longest_pause_seconds
         self._host_task: asyncio.Task[None] | None = None
+        self._looks: set[asyncio.Task[None]] = set()
         self.snapshot = Snapshot(gmemd.__version__, time.time())
 
     def want(self, desired: Desired) -> None:
@@ -93,6 +97,8 @@ class Reconciler:
         vms = self._fleet.vms.values()
         for vm in vms:
             vm.cancel.set()
+        for look in self._looks:
+            look.cancel()
         tasks = [vm.task for vm in vms if vm.task is not None]
         if self._host_task is not None:
             tasks.append(self._host_task)
@@ -122,6 +128,14 @@ class Reconciler:
         vm.holder = holder
         holder.watch(lambda: self._holder_exited(vm, holder))
         log.info("%s: held by pid %d (%s)", vm.name, holder.pid, holder.facts.program)
+        self._looks.add(task := asyncio.create_task(self._look_again(vm)))
+        task.add_done_callback(self._looks.discard)
+        self._fleet.wake.set()
+
+    async def _look_again(self, vm: ManagedVm) -> None:
+        """See what a holder is once it has become it: launchers exec."""
+        await asyncio.sleep(EXEC_SECONDS)
+        await self._lifecycle.look_at_holder(vm)
         self._fleet.wake.set()
 
     def _holder_exited(self, vm: ManagedVm, holder: Holder) -> None:

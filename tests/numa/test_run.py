@@ -39,7 +39,6 @@ def payer() -> Iterator[Path]:
 
 def test_the_cgroup_of_the_command_pays(tmp_path: Path, payer: Path) -> None:
     daemon = Daemon(tmp_path)
-    daemon.configure(f"state_directory: {tmp_path}/state\n")
     (daemon.vms / "paid.yaml").write_text(SPEC)
     run = daemon.command("run", "paid", "--socket", str(daemon.socket), "--", "cat")
     with daemon.running():

@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 @pytest.fixture
 def daemon(tmp_path: Path) -> Daemon:
     made = Daemon(tmp_path)
-    made.configure(f"state_directory: {tmp_path}/state\n")
+    made.configure()
     return made

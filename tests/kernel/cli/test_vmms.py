@@ -35,6 +35,9 @@ def test_qemu_runs_on_memory_that_the_daemon_made(daemon: Daemon) -> None:
             told = daemon.describe("vm")
             assert (told["holder"]["pid"], told["holder"]["alive"]) == (qemu.pid, True)
             assert f"held by pid {qemu.pid} " in daemon.gmemd("status").stdout
+            daemon.until(
+                lambda: daemon.describe("vm")["holder"]["program"].startswith("qemu-system")
+            )
             sizes = [device["size"] for device in qemu.command("query-memdev")]
             assert sorted(sizes) == [4 * MIB, 8 * MIB]
             mapped = Path(f"/proc/{qemu.pid}/maps").read_text()

@@ -203,7 +203,6 @@ def test_kept_memory_is_handed_to_the_next_vmm(daemon: Daemon) -> None:
 
 
 def test_an_inline_spec_goes_with_its_vmm(daemon: Daemon) -> None:
-    daemon.configure(f"state_directory: {daemon.directory}/state\n")
     with daemon.running():
         with vmm(daemon) as guest:
             guest.do("make", "new", 8 * MIB)
