@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gmemd.daemon.desired import compare
-from gmemd.daemon.varlink.interface import Problem, ReloadResult
+from gmemd.daemon.varlink.told import told_problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gmemd.daemon.desired import Desired
-    from gmemd.spec import problems
+    from gmemd.daemon.varlink.interface import ReloadResult
     from gmemd.spec.config import DaemonConfig
     from gmemd.spec.model import VmSpec
 
@@ -32,7 +32,7 @@ def report(
         "pending": pending,
         "removed": sorted(before.names - after.names),
         "unchanged": len(both) - len(changed) - len(pending),
-        "problems": [_problem(problem) for problem in after.problems],
+        "problems": [told_problem(problem) for problem in after.problems],
         "notes": notes
         + [f"{unread} isn't read: {first} is VM {first.stem}" for unread, first in after.shadowed],
     }
@@ -61,15 +61,3 @@ def config_notes(old: DaemonConfig, new: DaemonConfig) -> list[str]:
         "metrics: listen": old.metrics.listen != new.metrics.listen,
     }
     return [f"{key} changed: restart gmemd for it" for key, differs in changed.items() if differs]
-
-
-def _problem(problem: problems.Problem) -> Problem:
-    return Problem(
-        file=problem.file,
-        line=problem.line,
-        column=problem.column,
-        key=problem.key,
-        value=problem.value,
-        message=problem.message,
-        hint=problem.hint,
-    )
