@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import subprocess
 import sys
 import threading
-from collections import Counter
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -26,6 +23,7 @@ from gmemd.plan.admission import Reserve
 from gmemd.plan.planning import plan_vm
 from gmemd.spec.model import GuestNode, PolicyMode, RegionSpec, Source, VmSpec
 from tests.numa import vcpu
+from tests.numa.counting import PAGE, counted_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,22 +31,9 @@ if TYPE_CHECKING:
     from gmemd.audit.model import VmAudit
     from gmemd.drift.model import GuestNodeDrift
 
-PAGE = 4096
 MIB = 1 << 20
 SIZE = 8 * MIB
 PAGES = SIZE // PAGE
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.mmap.restype = ctypes.c_void_p
-_LIBC.mmap.argtypes = (
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-)
-_MOVE_PAGES = 279  # of x86-64, which is what the lab is
 
 
 def region_spec(
@@ -170,20 +155,5 @@ HANDS = {
 
 
 def counted(fd: int, size: int = SIZE, first: int = 0) -> dict[int, int]:
-    """Bytes per node of a fully resident range, by a move_pages loop of the test's own."""
-    n_pages = (size - first) // PAGE
-    address = _LIBC.mmap(None, size - first, mmap.PROT_READ, mmap.MAP_SHARED, fd, first)
-    assert address != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
-    nodes: Counter[int] = Counter()
-    for start in range(0, n_pages, 512):
-        count = min(512, n_pages - start)
-        where = [address + (start + page) * PAGE for page in range(count)]
-        for place in where:
-            ctypes.string_at(place, 1)
-        status = (ctypes.c_int * count)()
-        pages = (ctypes.c_void_p * count)(*where)
-        assert _LIBC.syscall(_MOVE_PAGES, 0, count, pages, None, status, 0) == 0
-        nodes.update(status)
-    _LIBC.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size - first))
-    assert all(node >= 0 for node in nodes), nodes
-    return {node: pages * PAGE for node, pages in sorted(nodes.items())}
+    """Bytes per node of a fully resident range from ``first`` to ``size``."""
+    return counted_bytes(fd, first, size - first)

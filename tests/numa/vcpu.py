@@ -32,6 +32,7 @@ _CREATE_VM = _request(0x01)
 _GET_VCPU_MMAP_SIZE = _request(0x04)
 _CREATE_VCPU = _request(0x41)
 _SET_USER_MEMORY_REGION2 = _request(0x49, 160, _WRITE)
+_CREATE_GUEST_MEMFD = _request(0xD4, 64, _READ | _WRITE)
 _RUN = _request(0x80)
 _GET_REGS = _request(0x81, 144, _READ)
 _SET_REGS = _request(0x82, 144, _WRITE)
@@ -50,8 +51,8 @@ _CODE = bytes.fromhex(
     "75f1"  # jnz to the mov
     "f4"  # hlt
 )
-_CODE_ADDRESS = 0
-_MEMORY_ADDRESS = 1 << 20
+CODE_ADDRESS = 3 << 30  # where no layout has memory
+MEMORY_ADDRESS = 1 << 20
 _SEGMENT = struct.Struct("=QIHBBBBBBBBBB")
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 
@@ -73,7 +74,7 @@ class Guest(AbstractContextManager["Guest"]):
             self._code.write(_CODE)
             self._slots = 0
             self._maps: list[mmap.mmap] = []
-            self._add_slot(_CODE_ADDRESS, PAGE, _address_of(self._code))
+            self._add_slot(CODE_ADDRESS, PAGE, _address_of(self._code))
             self._vcpu = fcntl.ioctl(self.vm_fd, _CREATE_VCPU, 0)
             stack.callback(os.close, self._vcpu)
             self._run = mmap.mmap(self._vcpu, fcntl.ioctl(kvm, _GET_VCPU_MMAP_SIZE, 0))
@@ -90,18 +91,25 @@ class Guest(AbstractContextManager["Guest"]):
         """Ends the VM; what guest_memfds it had stay with their holders."""
         self._stack.close()
 
-    def add_memory(self, fd: int, size_bytes: int, *, bound: bool) -> None:
-        """Maps a guest_memfd and makes it the guest's memory: bound to the slot, or plainly."""
-        memory = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._maps.append(memory)
-        self._add_slot(_MEMORY_ADDRESS, size_bytes, _address_of(memory), fd if bound else None)
+    def create_guest_memfd(self, size_bytes: int, flags: int) -> int:
+        """A guest_memfd of this VM; the caller's."""
+        asked = bytearray(struct.pack("=QQ", size_bytes, flags).ljust(64, b"\0"))
+        return fcntl.ioctl(self.vm_fd, _CREATE_GUEST_MEMFD, asked)
 
-    def write(self, first_page: int, n_pages: int) -> None:
+    def add_memory(
+        self, fd: int, size_bytes: int, *, bound: bool, gpa: int = MEMORY_ADDRESS, offset: int = 0
+    ) -> None:
+        """Maps part of a file and makes it the guest's memory: bound to the slot, or plainly."""
+        memory = mmap.mmap(fd, size_bytes, offset=offset)
+        self._maps.append(memory)
+        backing = (offset, fd) if bound else None
+        self._add_slot(gpa, size_bytes, _address_of(memory), backing)
+
+    def write(self, first_page: int, n_pages: int, *, gpa: int = MEMORY_ADDRESS) -> None:
         """Has the vCPU write one byte to each of these pages."""
         registers = [0] * 18
         registers[2] = n_pages  # rcx
-        registers[5] = _MEMORY_ADDRESS + first_page * PAGE  # rdi
-        registers[16] = _CODE_ADDRESS  # rip
+        registers[5] = gpa + first_page * PAGE  # rdi
         registers[17] = 2  # rflags: the bit that is always set
         fcntl.ioctl(self._vcpu, _SET_REGS, struct.pack("=18Q", *registers))
         while True:
@@ -114,19 +122,24 @@ class Guest(AbstractContextManager["Guest"]):
                 raise RuntimeError(f"the guest stopped for reason {reason}, not for its halt")
             return
 
-    def _add_slot(self, guest: int, size: int, address: int, fd: int | None = None) -> None:
-        flags = 0 if fd is None else _MEM_GUEST_MEMFD
-        region = struct.pack("=IIQQQQII", self._slots, flags, guest, size, address, 0, fd or 0, 0)
+    def _add_slot(
+        self, gpa: int, size: int, address: int, backing: tuple[int, int] | None = None
+    ) -> None:
+        """A memslot; ``backing`` is the offset in a guest_memfd, and its fd."""
+        flags = 0 if backing is None else _MEM_GUEST_MEMFD
+        offset, fd = backing or (0, 0)
+        region = struct.pack("=IIQQQQII", self._slots, flags, gpa, size, address, offset, fd, 0)
         fcntl.ioctl(self.vm_fd, _SET_USER_MEMORY_REGION2, region.ljust(160, b"\0"))
         self._slots += 1
 
     def _flatten_segments(self) -> None:
-        """Gives every segment base 0 and 4 GiB, so that real mode reaches all of the memory."""
+        """Gives every segment 4 GiB, so that real mode reaches all of the memory."""
         sregs = bytearray(fcntl.ioctl(self._vcpu, _GET_SREGS, bytes(312)))
         for position, name in enumerate(_SEGMENTS[:6]):
             kind = 11 if name == "cs" else 3
             # base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable, padding
-            flat = _SEGMENT.pack(0, 0xFFFFFFFF, 0, kind, 1, 0, 0, 1, 0, 1, 0, 0, 0)
+            base = CODE_ADDRESS if name == "cs" else 0
+            flat = _SEGMENT.pack(base, 0xFFFFFFFF, 0, kind, 1, 0, 0, 1, 0, 1, 0, 0, 0)
             _SEGMENT.pack_into(sregs, position * _SEGMENT.size, *_SEGMENT.unpack(flat))
         fcntl.ioctl(self._vcpu, _SET_SREGS, bytes(sregs))
 

@@ -1,0 +1,40 @@
+"""Where pages are by a count that isn't gmemd's, for programs that import little."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections import Counter
+
+PAGE = 4096
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_MOVE_PAGES = 279  # of x86-64, which is what the lab is
+
+
+def counted_bytes(fd: int, offset: int, size_bytes: int) -> dict[int, int]:
+    """Bytes per node of a fully resident range, by move_pages on a mapping that is made for it."""
+    address = _LIBC.mmap(None, size_bytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
+    assert address != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
+    nodes: Counter[int] = Counter()
+    for start in range(0, size_bytes, 512 * PAGE):
+        where = range(address + start, address + min(start + 512 * PAGE, size_bytes), PAGE)
+        for place in where:
+            ctypes.string_at(place, 1)
+        status = (ctypes.c_int * len(where))()
+        pages = (ctypes.c_void_p * len(where))(*where)
+        assert _LIBC.syscall(_MOVE_PAGES, 0, len(where), pages, None, status, 0) == 0
+        nodes.update(status)
+    _LIBC.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes))
+    assert all(node >= 0 for node in nodes), nodes
+    return {node: pages * PAGE for node, pages in sorted(nodes.items())}
