@@ -68,13 +68,10 @@ class _InHand:
     pidfd: int = -1
     fds: list[int] = field(default_factory=list)
 
-    def close(self) -> None:
-        """Give up what is still here."""
-        fds, self.fds = [*self.fds, self.pidfd], []
-        self.pidfd = -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+    def give_up(self) -> list[int]:
+        """What is still here, to be closed: the caller's."""
+        fds, self.fds, self.pidfd = [*self.fds, self.pidfd], [], -1
+        return [fd for fd in fds if fd >= 0]
 
 
 class Adopting:
@@ -191,7 +188,7 @@ class Adopting:
                 vm=vm.name, state=str(vm.state), message=error.message, hint=error.hint
             ) from error
         finally:
-            in_hand.close()
+            await fleet.workers.close_fds(in_hand.give_up())
         left = tuple(f"guest node {one.guest_node}: {one.why}" for one in adoption.left)
         vm.holder_warnings = (*vm.holder_warnings, *left)
         log.info("%s: adopted pid %d, %d regions", vm.name, found.vmm.pid, len(placed))

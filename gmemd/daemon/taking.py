@@ -123,7 +123,7 @@ class Taking:
                 for registration, piece in zip(matched, offered, strict=True)
             ]
             placed = await self._place(vm, spec, to_place, holder=holder, host=host, payer=payer)
-            vm.regions = [region for region in vm.regions if region not in leaving]
+            vm.regions = [region for region in vm.regions if region.id not in remove]
             await self._fleet.workers.release(leaving)
             self._settle(vm, spec, holder)
             return placed
@@ -132,7 +132,8 @@ class Taking:
 
     def _registrable(self, vm: ManagedVm, holder: Holder) -> VmSpec:
         """The spec by which a VM's memory may be registered by that holder now."""
-        spec = self._fleet.desired.specs.get(vm.name) or vm.spec
+        spec = vm.spec if vm.regions else None
+        spec = spec or self._fleet.desired.specs.get(vm.name) or vm.spec
         if spec is None:
             message = vm.message or "its file is broken"
             raise NotReady(vm=vm.name, state=str(vm.state), message=message, hint=None)
@@ -146,7 +147,7 @@ class Taking:
         self.refuse_other_holder(vm, holder)
         if vm.spec != spec and not vm.regions:
             vm.ask(spec)
-        return vm.spec if vm.regions and vm.spec is not None else spec
+        return spec
 
     def refuse_other_holder(self, vm: ManagedVm, holder: Holder) -> None:
         """Raise AlreadyOwned where another process that is alive holds the VM's memory."""
@@ -190,14 +191,29 @@ class Taking:
         to_place: Sequence[ToPlace],
         holder: Holder,
     ) -> list[Placed]:
-        """Place pieces that were taken from a VMM, in place of all that the VM had."""
+        """Place pieces that were taken from a VMM, in place of all that were taken from one before.
+
+        Raises varlink errors, with everything as it was.
+        """
         host = await self._fleet.known_host()
 
         async def work() -> list[Placed]:
             self.refuse_other_holder(vm, holder)
+            self._refuse_others_memory(vm, [one.file for one in to_place])
+            if vm.regions and vm.spec is not None and vm.spec.source is not Source.ADOPT:
+                raise LayoutMismatch(
+                    vm=vm.name,
+                    guest_node=None,
+                    message=f"it has memory by a spec that says source: {vm.spec.source}",
+                    hint="release that first, if nobody needs it: `gmemd release`",
+                )
             leaving, vm.regions = vm.regions, []
+            try:
+                placed = await self._place(vm, spec, to_place, holder=holder, host=host)
+            except BaseException:
+                vm.regions = leaving
+                raise
             await self._fleet.workers.release(leaving)
-            placed = await self._place(vm, spec, to_place, holder=holder, host=host)
             self._settle(vm, spec, holder)
             return placed
 

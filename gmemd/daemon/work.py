@@ -192,6 +192,15 @@ class Workers:
         """Give regions back."""
         await _run(self._releasing, partial(release, list(regions)))
 
+    async def close_fds(self, fds: Sequence[int]) -> None:
+        """Close descriptors, any of which may be the last one of a guest's memory."""
+
+        def close() -> None:
+            for fd in fds:
+                os.close(fd)
+
+        await _run(self._releasing, close)
+
     async def rebind(self, changes: Sequence[tuple[Region, RegionPlan]]) -> None:
         """Give regions that exist a changed plan, for the pages still to come."""
         for region, plan in changes:
