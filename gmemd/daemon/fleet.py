@@ -32,7 +32,7 @@ class Fleet:
     """The VMs by name, the specs in force, and the host's figures as last read.
 
     ``wake`` is set where something is to be looked at soon, ``host_due`` is on the monotonic clock.
-    ``wanted`` counts who waits for a VM's memory.
+    ``wanted`` counts who waits for a VM's memory, ``changes`` how often all were told of one.
     """
 
     def __init__(
@@ -53,17 +53,24 @@ class Fleet:
         self.host_due = 0.0
         self.wake = asyncio.Event()
         self.wanted: Counter[str] = Counter()
+        self.changes = 0
         self._told: set[asyncio.Future[None]] = set()
 
     def tell(self) -> None:
         """Wake all who wait for something to change."""
+        self.changes += 1
         waiting, self._told = self._told, set()
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
-    async def change(self) -> None:
-        """Wait until something has changed, which may be anything."""
+    async def change(self, since: int | None = None) -> None:
+        """Wait until something has changed, which may be anything.
+
+        ``since`` is what ``changes`` was when the caller looked, if it did anything since.
+        """
+        if since not in (None, self.changes):
+            return
         future = asyncio.get_running_loop().create_future()
         self._told.add(future)
         try:

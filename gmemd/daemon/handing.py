@@ -5,6 +5,7 @@ All of it runs on the event loop; one process at a time holds a VM's memory.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,10 +68,13 @@ class Handing:
         failures = self._begin(self.vm(name))
         self._fleet.wanted[name] += 1
         try:
-            while not await self._take(vm := self.vm(name), holder, payer):
+            while True:
+                seen = self._fleet.changes
+                if await self._take(vm := self.vm(name), holder, payer):
+                    return
                 _raise_for_failure(vm, failures)
                 yield vm
-                await self._fleet.change()
+                await self._fleet.change(seen)
         finally:
             self._fleet.wanted -= Counter((name,))
 
@@ -131,6 +135,7 @@ class Handing:
                 vm.progress = None
             vm.prefaulted = True
             vm.audit_due = 0.0
+            vm.settle()
 
         await self._lifecycle.do(vm, work)
 
@@ -170,22 +175,33 @@ class Handing:
         await self._warn(vm, holder)
 
     async def release(self, name: str, caller_pid: int, *, may: bool, force: bool) -> ManagedVm:
-        """Give back a VM's memory, and wait for it; raises PermissionDenied, AlreadyOwned."""
+        """Give back what memory a VM has, or is about to have, and wait for it.
+
+        What others who wait for it make it have afterwards is theirs. Raises PermissionDenied,
+        AlreadyOwned.
+        """
         vm = self.vm(name)
-        is_holder = vm.holder is not None and vm.holder.is_process(caller_pid)
-        if not (is_holder or may):
-            raise PermissionDenied
-        if vm.held and vm.holder is not None and not (is_holder or force):
-            raise AlreadyOwned(vm=name, holder_pid=vm.holder.pid)
-        if vm.busy and not vm.regions:
-            vm.cancel.set()
-            vm.dormant = True
-        while vm.regions or vm.busy:
-            if vm.regions:
-                self._reconciler.release_soon(vm)
-            await self._fleet.change()
+        _refuse_to_release(vm, caller_pid, may=may, force=force)
         vm.dormant = True
+        if vm.busy and not vm.regions and vm.task is not None:
+            vm.cancel.set()
+            await asyncio.wait([vm.task])
+            _refuse_to_release(vm, caller_pid, may=may, force=force)
+        if vm.regions:
+            self._reconciler.release_soon(vm)
+        while vm.release_wanted:
+            await self._fleet.change()
         return vm
+
+
+def _refuse_to_release(vm: ManagedVm, caller_pid: int, *, may: bool, force: bool) -> None:
+    """Raise PermissionDenied or AlreadyOwned unless the caller may release a VM's memory now."""
+    if vm.holder is not None and vm.holder.is_process(caller_pid):
+        return
+    if not may:
+        raise PermissionDenied
+    if vm.held and vm.holder is not None and not force:
+        raise AlreadyOwned(vm=vm.name, holder_pid=vm.holder.pid)
 
 
 def _awaits_its_payer(vm: ManagedVm) -> bool:

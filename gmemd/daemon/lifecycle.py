@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from gmemd.audit.scan import RESIDENCY_CHANGED, AuditStoppedError
+from gmemd.daemon.varlink.errors import NoSuchVM
 from gmemd.daemon.vm import Failure, Work
 from gmemd.drift.compute import compute_drift
 from gmemd.errors import GmemdError
@@ -60,12 +61,15 @@ class Lifecycle:
     async def do(self, vm: ManagedVm, work: Callable[[], Coroutine[None, None, _R]]) -> _R:
         """Do something for a VM once nothing else is done; an audit makes way. Errors are raised.
 
-        Where the caller is cancelled the work is, too, and waited for.
+        Where the caller is cancelled the work is, too, and waited for. Raises NoSuchVM where the VM
+        was forgotten meanwhile: nobody would look after it any more.
         """
         while vm.busy and vm.task is not None:
             if vm.work is Work.AUDIT:
                 vm.cancel.set()
             await asyncio.wait([vm.task])
+        if self._fleet.vms.get(vm.name) is not vm:
+            raise NoSuchVM(vm=vm.name)
         vm.cancel.clear()
         vm.work = Work.PLACE
         result: list[_R] = []

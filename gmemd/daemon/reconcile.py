@@ -224,7 +224,8 @@ class Reconciler:
         vm.problem = desired.broken.get(vm.name)
         vm.inline = self._is_inline(spec or vm.spec)
         if vm.busy:
-            if vm.work is Work.PROVISION and not vm.regions and spec != vm.spec:
+            outdated = vm.work is Work.PROVISION and not vm.regions and spec != vm.spec
+            if outdated or (vm.work is Work.AUDIT and vm.release_wanted):
                 vm.cancel.set()
         elif vm.release_wanted:
             self._lifecycle.start(vm, Work.RELEASE, self._lifecycle.release(vm))

@@ -1,0 +1,68 @@
+"""What the daemon's parts have in common: who waits for a change is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gmemd.daemon.fleet import Fleet
+from gmemd.daemon.lifecycle import Lifecycle
+from gmemd.daemon.varlink.errors import NoSuchVM
+from gmemd.daemon.vm import ManagedVm
+from gmemd.daemon.work import Workers
+from gmemd.export.instruments import Counters
+from gmemd.plan.admission import Reserve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def new_fleet() -> Iterator[Fleet]:
+    workers = Workers()
+    try:
+        yield Fleet(workers, Counters(), reserve=Reserve(0.0, 0), audit_interval_seconds=60)
+    finally:
+        workers.close()
+
+
+async def forget(_: str) -> None:
+    """Nobody's spec."""
+
+
+def test_a_change_while_one_looks_away_is_not_missed() -> None:
+    async def wait() -> None:
+        with new_fleet() as fleet:
+            seen = fleet.changes
+            fleet.tell()
+            await asyncio.wait_for(fleet.change(seen), 60)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(fleet.change(fleet.changes), 0.05)
+
+    asyncio.run(wait())
+
+
+def test_nothing_is_done_for_a_vm_that_was_forgotten_meanwhile() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        done.append("work")
+
+    async def ask() -> None:
+        with new_fleet() as fleet:
+            lifecycle = Lifecycle(fleet, forget)
+            vm = fleet.vms["vm"] = ManagedVm("vm")
+            vm.task = asyncio.create_task(asyncio.sleep(0.01))
+            asking = asyncio.create_task(lifecycle.do(vm, work))
+            await asyncio.sleep(0)
+            del fleet.vms["vm"]
+            with pytest.raises(NoSuchVM):
+                await asking
+            fleet.vms["vm"] = vm
+            await lifecycle.do(vm, work)
+
+    asyncio.run(ask())
+    assert done == ["work"]
