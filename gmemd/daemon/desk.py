@@ -10,21 +10,13 @@ from typing import TYPE_CHECKING
 from asyncvarlink.serviceerrors import InvalidParameter
 
 from gmemd.daemon.authority import may_pass_specs, usable
-from gmemd.daemon.handing import PassedCgroup
-from gmemd.daemon.holding import Holder
+from gmemd.daemon.named import holder_of, payer_of
 from gmemd.daemon.taking import OfferedPiece
 from gmemd.daemon.varlink import errors
 from gmemd.daemon.varlink import interface as io
-from gmemd.daemon.varlink.peer import PeerError
 from gmemd.daemon.varlink.told import told_layout, told_placed, told_planned, told_refusal
 from gmemd.errors import GmemdError
-from gmemd.host.vms.holders import (
-    NotACgroupError,
-    NotAPidfdError,
-    cgroup_of_procs,
-    pid_of_pidfd,
-    read_facts,
-)
+from gmemd.export.snapshot import VmState
 from gmemd.plan.layout import lay_out
 from gmemd.plan.planning import plan_vm
 from gmemd.spec.model import Source
@@ -44,6 +36,7 @@ if TYPE_CHECKING:
     from gmemd.export.snapshot import Snapshot
 
 PROGRESS_SECONDS = 0.5
+_LONGEST_TIMEOUT_MS = 10**12
 _MACHINE = os.uname().machine
 
 
@@ -132,13 +125,14 @@ class Desk:
             raise InvalidParameter(parameter="timeout_ms")
         deadline = None
         if timeout_ms is not None:
-            deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
-        candidate = await self._holder(call, holder)
+            seconds = min(timeout_ms, _LONGEST_TIMEOUT_MS) / 1000
+            deadline = asyncio.get_running_loop().time() + seconds
+        candidate = await holder_of(call, holder, self._fleet.workers)
         taken = goes_on = False
         try:
-            with await self._payer(call, cgroup) as payer:
-                if spec is not None:
-                    await self._specs.take(vm, spec)
+            with await payer_of(call, cgroup, self._fleet.workers) as payer:
+                if spec is not None and not await self._take_spec(vm, spec, deadline):
+                    raise self._timeout(vm, timeout_ms or 0)
                 async with aclosing(self._handing.acquire(vm, candidate, payer)) as steps:  # type: ignore[type-var]
                     async for managed in _before(deadline, steps):
                         if managed is None:
@@ -154,13 +148,22 @@ class Desk:
             if not (taken or goes_on):
                 self._specs.give_up(vm)
 
+    async def _take_spec(self, vm: str, spec: str, deadline: float | None) -> bool:
+        """Have a spec be in force by which memory is made; whether it is in time."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._specs.take(vm, spec, Source.CREATE)
+        except TimeoutError:
+            return False
+        return True
+
     def _timeout(self, vm: str, timeout_ms: int) -> errors.Timeout:
-        managed = self._handing.vm(vm)
-        progress = managed.progress
+        managed = self._fleet.vms.get(vm)
+        progress = managed.progress if managed is not None else None
         return errors.Timeout(
             vm=vm,
             timeout_ms=timeout_ms,
-            state=str(managed.state),
+            state=str(managed.state if managed is not None else VmState.WAITING),
             progress_ratio=progress.ratio if progress is not None else None,
         )
 
@@ -204,11 +207,11 @@ class Desk:
             OfferedPiece(region.guest_node, region.fd_index, region.offset, region.size)
             for region in regions
         ]
-        candidate = await self._holder(call, holder)
+        candidate = await holder_of(call, holder, self._fleet.workers)
         try:
-            with await self._payer(call, cgroup) as payer:
+            with await payer_of(call, cgroup, self._fleet.workers) as payer:
                 if spec is not None:
-                    await self._specs.take(vm, spec)
+                    await self._specs.take(vm, spec, Source.REGISTER)
                 managed = self._handing.vm(vm)
                 placed = await self._taking.register(
                     managed,
@@ -232,8 +235,8 @@ class Desk:
 
     async def hand_over(self, vm: str, call: Call, holder: int) -> io.HandoverResult:
         """Make another process the holder."""
-        self._handing.require_hand_over(vm, call.peer.pid, may=call.peer.privileged)
-        candidate = await self._holder(call, holder)
+        self._handing.require_hand_over(vm, call.peer.living_pid(), may=call.peer.privileged)
+        candidate = await holder_of(call, holder, self._fleet.workers)
         try:
             await self._handing.hand_over(vm, candidate)
         except BaseException:
@@ -244,7 +247,7 @@ class Desk:
     async def release(self, vm: str, call: Call, *, force: bool) -> io.ReleaseResult:
         """Give back a VM's memory."""
         managed = await self._handing.release(
-            vm, call.peer.pid, may=call.peer.privileged, force=force
+            vm, call.peer.living_pid(), may=call.peer.privileged, force=force
         )
         self._specs.give_up(vm)
         return {"vm": vm, "state": str(managed.state)}
@@ -252,7 +255,7 @@ class Desk:
     async def plan(self, vm: str | None, spec: str | None) -> io.PlanResult:
         """Tell what would be placed where; changes nothing."""
         if spec is not None:
-            wanted = self._specs.parse(None, spec)
+            wanted = await self._specs.parse(None, spec)
         else:
             managed = self._handing.vm(vm or "")
             found = self._fleet.specs_in_force().get(managed.name)
@@ -286,74 +289,12 @@ class Desk:
             "warnings": list(plan.warnings),
         }
 
-    async def _holder(self, call: Call, index: int | None) -> Holder:
-        """The process that is to hold the memory: that of a passed pidfd, or the caller."""
-        try:
-            own = call.peer.pidfd()
-        except PeerError as error:
-            if index is None:
-                raise errors.FdRejected(index=-1, reason=error.in_one_line) from error
-            own = -1
-        if index is None:
-            facts = await self._fleet.workers.read(read_facts, call.peer.pid)
-            return Holder(own, call.peer.pid, facts)
-        try:
-            passed = _passed_fd(call, index)
-            pid = pid_of_pidfd(passed)
-            facts = await self._fleet.workers.read(read_facts, pid)
-            return Holder(os.dup(passed), pid, facts, call.peer.pid, own)
-        except NotAPidfdError as error:
-            _close(own)
-            raise errors.FdRejected(index=index, reason=error.in_one_line) from error
-        except BaseException:
-            _close(own)
-            raise
-
-    async def _payer(self, call: Call, index: int | None) -> _Payer:
-        """The cgroup that the caller lets pay."""
-        if index is None:
-            return _Payer(None)
-        passed = _passed_fd(call, index)
-        try:
-            directory = await self._fleet.workers.read(cgroup_of_procs, passed)
-        except NotACgroupError as error:
-            raise errors.FdRejected(index=index, reason=error.in_one_line) from error
-        return _Payer(PassedCgroup(os.dup(passed), directory))
-
-
-class _Payer:
-    """A passed cgroup, with a descriptor of its own for as long as the block lasts."""
-
-    def __init__(self, passed: PassedCgroup | None) -> None:
-        self._passed = passed
-
-    def __enter__(self) -> PassedCgroup | None:
-        return self._passed
-
-    def __exit__(self, *_: object) -> None:
-        if self._passed is not None:
-            os.close(self._passed.procs_fd)
-
 
 _VERDICTS = {
     Source.REGISTER: "waiting",
     Source.ADOPT: "waiting",
     Source.OBSERVE: "observed",
 }
-
-
-def _passed_fd(call: Call, index: int) -> int:
-    """A descriptor of the call, by its number; raises FdRejected."""
-    if not 0 <= index < len(call.fds):
-        raise errors.FdRejected(
-            index=index, reason=f"the call came with {len(call.fds)} file descriptors"
-        )
-    return call.fds[index]
-
-
-def _close(fd: int) -> None:
-    if fd >= 0:
-        os.close(fd)
 
 
 def _progress(vm: ManagedVm) -> io.AcquireResult:

@@ -23,6 +23,11 @@ class InlineSpecError(GmemdError):
     exit_code = Exit.HOST
 
 
+def encoded(text: str) -> bytes:
+    """The bytes of a spec that came as JSON, which may hold what is no text: not UTF-8 then."""
+    return text.encode(errors="surrogatepass")
+
+
 class InlineSpecs:
     """The directory of inline specs. All methods but ``has`` block."""
 
@@ -35,7 +40,7 @@ class InlineSpecs:
 
     def parse(self, vm: str, text: str) -> VmSpec:
         """Read a spec as the one that would be kept; raises SpecError with all that is wrong."""
-        return parse_spec(text.encode(), file=str(self._path(vm)), stem=vm)
+        return parse_spec(encoded(text), file=str(self._path(vm)), stem=vm)
 
     def store(self, vm: str, text: str) -> None:
         """Keep a spec that was parsed, whole or not at all; raises InlineSpecError."""

@@ -58,6 +58,7 @@ def config_notes(old: DaemonConfig, new: DaemonConfig) -> list[str]:
     """What of a changed configuration takes effect with the next start only."""
     changed = {
         "socket": old.socket != new.socket,
+        "state_directory": old.state_directory != new.state_directory,
         "metrics: listen": old.metrics.listen != new.metrics.listen,
     }
     return [f"{key} changed: restart gmemd for it" for key, differs in changed.items() if differs]

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gmemd.daemon.inline import InlineSpecError, InlineSpecs
+from gmemd.daemon.inline import InlineSpecError, InlineSpecs, encoded
 from gmemd.daemon.varlink.errors import AlreadyOwned, BadSpec, NotReady
 from gmemd.daemon.varlink.told import told_problem
 from gmemd.spec.loading import parse_spec
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gmemd.daemon.fleet import Fleet
     from gmemd.daemon.reconcile import Reconciler
-    from gmemd.spec.model import VmSpec
+    from gmemd.spec.model import Source, VmSpec
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +37,35 @@ class PassedSpecs:
         self._fleet = fleet
         self.changing = asyncio.Lock()
 
-    def parse(self, vm: str | None, text: str) -> VmSpec:
+    async def parse(self, vm: str | None, text: str) -> VmSpec:
         """Read a spec; raises BadSpec with all that is wrong in it."""
         try:
             if vm is not None:
-                return self.files.parse(vm, text)
-            return parse_spec(text.encode(), file="spec")
+                return await self._fleet.workers.read(self.files.parse, vm, text)
+            return await self._fleet.workers.read(parse_spec, encoded(text), file="spec")
         except SpecError as error:
             raise _bad(error.problems) from error
 
-    async def take(self, vm: str, text: str) -> None:
-        """Have a spec be in force for a VM that has no file; raises BadSpec, AlreadyOwned."""
-        spec = self.parse(vm, text)
+    async def take(self, vm: str, text: str, source: Source) -> None:
+        """Have a spec be in force for a VM that has no file; raises BadSpec, AlreadyOwned.
+
+        Its source must be the one named, which is what the call is for. A caller that is cancelled
+        waits until the spec is in force, if that was begun: it is given up then as any other is.
+        """
+        spec = await self.parse(vm, text)
+        if spec.source is not source:
+            raise _bad((_has_another_source(spec, source),))
         fleet = self._fleet
         while True:
             async with self.changing:
                 known = fleet.vms.get(vm)
                 if known is None or not known.release_wanted:
-                    await self._put_in_force(spec, text)
+                    putting = asyncio.ensure_future(self._put_in_force(spec, text))
+                    try:
+                        await asyncio.shield(putting)
+                    except asyncio.CancelledError:
+                        await asyncio.wait([putting])
+                        raise
                     return
             await fleet.change()
 
@@ -96,14 +107,27 @@ class PassedSpecs:
             except InlineSpecError as error:
                 log.error("%s", error.in_one_line)  # noqa: TRY400
             desired = self._fleet.desired
-            specs = {name: spec for name, spec in desired.specs.items() if name != vm}
-            self._fleet.desired = replace(desired, specs=specs)
+            if self.files.has(desired.specs.get(vm)):  # and not a file's by now
+                specs = {name: spec for name, spec in desired.specs.items() if name != vm}
+                self._fleet.desired = replace(desired, specs=specs)
             self._fleet.wake.set()
 
 
 def _bad(problems: Sequence[Problem]) -> BadSpec:
     told: Any = [told_problem(problem) for problem in problems]
     return BadSpec(problems=told)
+
+
+def _has_another_source(spec: VmSpec, source: Source) -> Problem:
+    return Problem(
+        file="spec",
+        line=0,
+        column=0,
+        key="source",
+        value=str(spec.source),
+        message=f"must be {source} in a spec that comes with this call",
+        hint="Acquire is for memory that gmemd creates, Register for memory that the VMM made",
+    )
 
 
 def _has_a_file(spec: VmSpec, before: VmSpec | None) -> Problem:

@@ -63,14 +63,17 @@ class Peer:
         except (OSError, GmemdError) as error:
             raise self._gone() from error
 
-    def is_alive(self) -> bool:
-        """Whether the process that connected still lives; if not, its pid may be another's."""
+    def living_pid(self) -> int:
+        """The pid of the process that connected, while it lives; 0 once it may be another's.
+
+        Its connection may have been left to another process.
+        """
         try:
             pidfd = self.pidfd()
         except PeerError:
-            return False
+            return 0
         try:
-            return not has_exited(pidfd)
+            return 0 if has_exited(pidfd) else self.pid
         finally:
             os.close(pidfd)
 

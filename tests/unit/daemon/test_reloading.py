@@ -58,9 +58,11 @@ def test_a_file_that_another_one_stands_before_is_noted() -> None:
 
 def test_what_takes_a_restart_is_noted() -> None:
     old = DaemonConfig()
-    new = DaemonConfig(socket=Path("/run/x"), metrics=MetricsConfig(listen=("[::1]:1",)))
+    metrics = MetricsConfig(listen=("[::1]:1",))
+    new = DaemonConfig(socket=Path("/run/x"), state_directory=Path("/run/y"), metrics=metrics)
     assert config_notes(old, old) == []
     assert config_notes(old, new) == [
         "socket changed: restart gmemd for it",
+        "state_directory changed: restart gmemd for it",
         "metrics: listen changed: restart gmemd for it",
     ]

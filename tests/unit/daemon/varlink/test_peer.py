@@ -73,7 +73,7 @@ def test_who_connected_is_gone_though_a_child_has_the_connection(tmp_path: Path)
         with accepted:
             peer = peer_of(accepted)
             assert parent.wait() == 0
-            assert not peer.is_alive()
+            assert peer.living_pid() == 0
             assert parent.stdin is not None
             parent.stdin.close()
             poll = select.poll()
