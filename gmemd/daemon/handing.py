@@ -90,7 +90,7 @@ class Handing:
             if vm.holder.is_process(holder.pid):
                 holder.close()
                 return True
-            if has_exited(vm.holder.pidfd):  # which the loop is about to be told
+            if vm.bereft:
                 return False
             raise AlreadyOwned(vm=vm.name, holder_pid=vm.holder.pid)
         if not vm.regions:

@@ -50,9 +50,14 @@ class Holder:
         self._watched = True
         asyncio.get_running_loop().add_reader(self.pidfd, tell)
 
+    @property
+    def exited(self) -> bool:
+        """Whether it has exited, told or not."""
+        return not self.alive or has_exited(self.pidfd)
+
     def is_process(self, pid: int) -> bool:
         """Whether it is the process that has that pid now."""
-        return pid == self.pid and self.alive and not has_exited(self.pidfd)
+        return pid == self.pid and not self.exited
 
     def was_opened_by(self, pid: int) -> bool:
         """Whether the process that has that pid now asked for the memory on its behalf."""

@@ -59,16 +59,19 @@ class Lifecycle:
         vm.task = asyncio.create_task(self._confine(vm, work), name=vm.name)
 
     async def do(self, vm: ManagedVm, work: Callable[[], Coroutine[None, None, _R]]) -> _R:
-        """Do something for a VM once nothing else is done; an audit makes way. Errors are raised.
+        """Do something for a VM once nothing else is done or due; an audit makes way.
 
-        Where the caller is cancelled the work is, too, and waited for. Raises NoSuchVM where the VM
-        was forgotten meanwhile: nobody would look after it any more.
+        Errors are raised. Where the caller is cancelled the work is, too, and waited for. Raises
+        NoSuchVM where the VM was forgotten meanwhile: nobody would look after it any more.
         """
-        while vm.busy and vm.task is not None:
-            if vm.work is Work.AUDIT:
-                vm.cancel.set()
-            await asyncio.wait([vm.task])
-        if self._fleet.vms.get(vm.name) is not vm:
+        while (known := self._fleet.vms.get(vm.name) is vm) and not vm.untouched:
+            if vm.busy and vm.task is not None:
+                if vm.work is Work.AUDIT:
+                    vm.cancel.set()
+                await asyncio.wait([vm.task])
+            else:
+                await self._fleet.change()
+        if not known:
             raise NoSuchVM(vm=vm.name)
         vm.cancel.clear()
         vm.work = Work.PLACE

@@ -153,7 +153,8 @@ class Taking:
         """Raise AlreadyOwned where another process that is alive holds the VM's memory."""
         if has_exited(holder.pidfd):
             raise InvalidParameter(parameter="holder")
-        if vm.held and vm.holder is not None and not vm.holder.is_process(holder.pid):
+        held = vm.held and not vm.bereft
+        if held and vm.holder is not None and not vm.holder.is_process(holder.pid):
             raise AlreadyOwned(vm=vm.name, holder_pid=vm.holder.pid)
 
     async def _identify(

@@ -118,6 +118,16 @@ class ManagedVm:
         return self.task is not None and not self.task.done()
 
     @property
+    def untouched(self) -> bool:
+        """Whether nothing is done for it, and its memory is not about to be given back."""
+        return not (self.busy or self.release_wanted or self.bereft)
+
+    @property
+    def bereft(self) -> bool:
+        """Whether its holder has exited, which the event loop is about to be told."""
+        return self.held and self.holder is not None and self.holder.exited
+
+    @property
     def steady(self) -> bool:
         """Whether there is memory, and nothing but an audit is done to it."""
         idle = not self.busy or self.work is Work.AUDIT

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gmemd.daemon.fleet import Fleet
+from gmemd.daemon.holding import Holder
 from gmemd.daemon.lifecycle import Lifecycle
 from gmemd.daemon.varlink.errors import NoSuchVM
 from gmemd.daemon.vm import ManagedVm
@@ -66,3 +70,33 @@ def test_nothing_is_done_for_a_vm_that_was_forgotten_meanwhile() -> None:
 
     asyncio.run(ask())
     assert done == ["work"]
+
+
+def test_memory_is_placed_after_what_is_about_to_be_given_back() -> None:
+    """Else what is placed would be given back with what was there before."""
+    before = subprocess.Popen([sys.executable, "-c", ""])
+    holder = Holder(os.pidfd_open(before.pid), before.pid)
+    before.wait()
+
+    async def ask() -> list[bool]:
+        with new_fleet() as fleet:
+            vm = fleet.vms["vm"] = ManagedVm("vm")
+            vm.holder = holder
+            assert vm.held
+            assert vm.bereft
+
+            async def work() -> list[bool]:
+                return [vm.held, vm.release_wanted]
+
+            asking = asyncio.create_task(Lifecycle(fleet, forget).do(vm, work))
+            await asyncio.sleep(0.01)
+            holder.close()
+            vm.release_wanted = True
+            fleet.tell()
+            await asyncio.sleep(0.01)
+            assert not asking.done()
+            vm.release_wanted = False
+            fleet.tell()
+            return await asking
+
+    assert asyncio.run(ask()) == [False, False]
