@@ -285,8 +285,8 @@ from pathlib import Path
 from gmemd.client.blocking import RefusedError, call
 os.setuid(65534)
 socket = Path(sys.argv[1])
-assert call(socket, "Describe", vm="db-01")["vm"]["vm"] == "db-01"
-for method, parameters in (("Reload", {}), ("Audit", {"vm": "db-01"})):
+assert [vm["vm"] for vm in call(socket, "List")["vms"]] == ["db-01"]
+for method, parameters in (("Reload", {}), *((m, {"vm": "db-01"}) for m in ("Describe", "Audit"))):
     try:
         call(socket, method, **parameters)
     except RefusedError:
