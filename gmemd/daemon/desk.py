@@ -7,7 +7,7 @@ import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from asyncvarlink.serviceerrors import InvalidParameter
+from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
 
 from gmemd.daemon.authority import may_pass_specs, usable
 from gmemd.daemon.named import holder_of, payer_of
@@ -131,7 +131,7 @@ class Desk:
         taken = goes_on = False
         try:
             with await payer_of(call, cgroup, self._fleet.workers) as payer:
-                if spec is not None and not await self._take_spec(vm, spec, deadline):
+                if spec is not None and not await self._take_spec(vm, spec, call.peer, deadline):
                     raise self._timeout(vm, timeout_ms or 0)
                 async with aclosing(self._handing.acquire(vm, candidate, payer)) as steps:  # type: ignore[type-var]
                     async for managed in _before(deadline, steps):
@@ -148,8 +148,14 @@ class Desk:
             if not (taken or goes_on):
                 self._specs.give_up(vm)
 
-    async def _take_spec(self, vm: str, spec: str, deadline: float | None) -> bool:
-        """Have a spec be in force by which memory is made; whether it is in time."""
+    async def _take_spec(self, vm: str, spec: str, peer: Peer, deadline: float | None) -> bool:
+        """Have a spec be in force by which memory is made; whether it is in time.
+
+        Memory that is kept holds somebody's data: raises PermissionDenied but for who may use it.
+        """
+        known = self._fleet.vms.get(vm)
+        if known is not None and known.kept and vm not in await self.usable(peer):
+            raise PermissionDenied
         try:
             async with asyncio.timeout_at(deadline):
                 await self._specs.take(vm, spec, Source.CREATE)

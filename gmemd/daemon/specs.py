@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gmemd.daemon.desired import compare
 from gmemd.daemon.inline import InlineSpecError, InlineSpecs, encoded
 from gmemd.daemon.varlink.errors import AlreadyOwned, BadSpec, NotReady
 from gmemd.daemon.varlink.told import told_problem
@@ -47,7 +48,9 @@ class PassedSpecs:
             raise _bad(error.problems) from error
 
     async def take(self, vm: str, text: str, source: Source) -> None:
-        """Have a spec be in force for a VM that has no file; raises BadSpec, AlreadyOwned.
+        """Have a spec be in force for a VM that has no file.
+
+        Raises BadSpec, AlreadyOwned, and NotReady where its memory is another spec's.
 
         Its source must be the one named, which is what the call is for. A caller that is cancelled
         waits until the spec is in force, if that was begun: it is given up then as any other is.
@@ -78,6 +81,14 @@ class PassedSpecs:
             raise _bad((_has_a_file(spec, before),))
         if known is not None and known.held and known.holder is not None:
             raise AlreadyOwned(vm=vm, holder_pid=known.holder.pid)
+        in_force = known.spec if known is not None and known.regions else None
+        if known is not None and in_force is not None and compare(in_force, spec).shape:
+            raise NotReady(
+                vm=vm,
+                state=str(known.state),
+                message="it has memory by another spec",
+                hint="release that first, if nobody needs it: `gmemd release`",
+            )
         try:
             await fleet.workers.read(self.files.store, vm, text)
         except InlineSpecError as error:

@@ -113,6 +113,11 @@ class ManagedVm:
         return self.holder is not None and self.holder.alive
 
     @property
+    def kept(self) -> bool:
+        """Whether a process has left the memory behind, with what is in it."""
+        return bool(self.regions) and self.holder is not None and not self.held
+
+    @property
     def busy(self) -> bool:
         """Whether work for this VM is under way."""
         return self.task is not None and not self.task.done()

@@ -108,6 +108,29 @@ def test_an_inline_spec_is_of_what_the_call_is_for(running: Daemon) -> None:
         assert "guest-7" not in running.names()
 
 
+def test_kept_memory_is_not_anothers_who_brings_the_same_spec(daemon: Daemon) -> None:
+    daemon.configure("inline_spec_users: [65533, 65534]\n")
+    keep = f"on_vmm_exit: keep\nowner: {{user: '{65533}'}}\n"
+    text = inline("guest-7", more=keep)
+    with daemon.running():
+        with vmm(daemon) as first:
+            first.do("become", 65533)
+            first.do("acquire", "guest-7", spec=text)
+            first.do("fill", "guest-7", 7)
+        daemon.until(lambda: daemon.describe("guest-7")["holder"]["alive"] is False)
+        with vmm(daemon) as other:
+            other.do("become", 65534)
+            for each in (text, inline("guest-7")):
+                assert refused(other, "acquire", "guest-7", spec=each).name == "PermissionDenied"
+        with vmm(daemon) as second:
+            second.do("become", 65533)
+            other_size = inline("guest-7", size="4MiB", more=keep)
+            error = refused(second, "acquire", "guest-7", spec=other_size)
+            assert (error.name, "another spec" in error.parameters["message"]) == ("NotReady", True)
+            second.do("acquire", "guest-7", spec=text)
+            assert second.do("look", "guest-7") == [7]
+
+
 @pytest.mark.parametrize(
     ("method", "parameters", "error"),
     [
