@@ -137,7 +137,7 @@ class Daemon:
         ) as metrics:
             server = Server(listener.socket.dup(), protocol_factory(self._desk), self._may_send_fds)
             try:
-                await self._start(server, metrics)
+                await self._start(server, metrics, listener.path)
                 await self._until_stopped()
             finally:
                 for number in (signal.SIGTERM, signal.SIGINT):
@@ -170,7 +170,8 @@ class Daemon:
         if await self._desk.usable(peer) or await self._desk.may_pass_specs(peer):
             return True
         held = [vm.holder for vm in self._fleet.vms.values() if vm.holder is not None]
-        return any(holder.is_process(peer.pid) for holder in held)
+        pid = peer.living_pid()
+        return any(holder.is_process(pid) for holder in held)
 
     def _adoptable(self, spec: VmSpec, found: FoundVm | None) -> None:
         """Adopt a VMM that was found, in the background; of one that is gone forget what failed."""
@@ -184,7 +185,7 @@ class Daemon:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _start(self, server: Server, metrics: MetricsServer) -> None:
+    async def _start(self, server: Server, metrics: MetricsServer, path: Path) -> None:
         """Take on the specs, serve, and say so."""
         desired = await self._workers.read(read_desired, self._directories(self._config))
         self._log_problems(desired.problems)
@@ -192,7 +193,7 @@ class Daemon:
         await server.start_serving()
         log.info(
             "serving %s, metrics on %s, %d VMs",
-            server.path,
+            path,
             ", ".join(metrics.addresses) or "no address",
             len(desired.names),
         )

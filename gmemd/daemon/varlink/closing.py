@@ -7,6 +7,7 @@ way in a connection's queue is closed with the connection.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class Closer:
         """Close a file descriptor sometime; ``closed`` is then called, in a thread."""
 
         def close() -> None:
-            os.close(fd)
+            # A file system may say that it failed; the descriptor is gone all the same.
+            with contextlib.suppress(OSError):
+                os.close(fd)
             closed()
 
         self.do(close, source)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 BACKLOG = 128
+"""Connections that may wait to be accepted: how long a newcomer waits behind a flood of them."""
 SOCKET_MODE = 0o666
 PROBE_TIMEOUT_SECONDS = 2.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -35,6 +36,7 @@ MAX_UNFINISHED_BYTES = 16 << 20
 MAX_UNFINISHED_FDS = 1024
 """What those may have sent in all of messages that aren't whole yet."""
 ACCEPT_BACKOFF_SECONDS = 0.5
+ACCEPTED_AT_ONCE = 16
 
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -63,11 +65,6 @@ class Server(VarlinkUnixServer):
         self._not_yet_closed: Counter[int] = Counter()
         self._backing_off: asyncio.TimerHandle | None = None
 
-    @property
-    def path(self) -> str:
-        """Where it listens; nothing once it is closed."""
-        return str(self._sock.getsockname()) if self._sock is not None else ""
-
     async def start_serving(self) -> None:
         """Accept from now on."""
         if self._serving is None and self._sock is not None:
@@ -87,18 +84,23 @@ class Server(VarlinkUnixServer):
         self._hangups.close()
 
     def _handle_accept(self) -> None:
-        """Take one connection; the loop calls again while there are more."""
-        if self._sock is None:
-            return
-        try:
-            accepted, _ = self._sock.accept()
-        except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
-                self._back_off(error)
-            return
+        """Take some connections; the loop calls again while there are more."""
+        for _ in range(ACCEPTED_AT_ONCE):
+            if self._sock is None:
+                return
+            try:
+                accepted, _ = self._sock.accept()
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    self._back_off(error)
+                return
+            self._take(accepted)
+
+    def _take(self, accepted: socket.socket) -> None:
+        """Serve a connection, or refuse it."""
         peer = peer_of(accepted)
         connection = Connection(accepted, partial(self._close_connection, peer))
-        peer = replace(peer, connection=connection)
+        peer = replace(peer, connection=connection)  # the accepted one is detached
         self._not_yet_closed[peer.uid] += 1
         if not peer.privileged and not self._make_room(peer):
             log.warning("connection of pid %d refused: user %d has too many", peer.pid, peer.uid)
@@ -139,8 +141,17 @@ class Server(VarlinkUnixServer):
                 return
             waiting.pop().refuse("too many messages are sent by halves")
 
-    def _close_connection(self, peer: Peer, fd: int) -> None:
-        self._closer.close(fd, peer.source, partial(self._closed_elsewhere, peer.uid))
+    def _close_connection(
+        self,
+        peer: Peer,
+        fd: int,
+        may_hang: bool,  # noqa: FBT001  of one caller
+    ) -> None:
+        if may_hang:
+            self._closer.close(fd, peer.source, partial(self._closed_elsewhere, peer.uid))
+        else:
+            os.close(fd)
+            self._forget(peer.uid)
 
     def _closed_elsewhere(self, uid: int) -> None:
         """Called in another thread."""

@@ -38,18 +38,29 @@ _FD_BYTES = array("i").itemsize
 
 
 class Connection(socket.socket):
-    """An accepted connection, which its ``close()`` leaves to somebody else."""
+    """An accepted connection, which its ``close()`` leaves to somebody else if it may hang."""
 
-    def __init__(self, accepted: socket.socket, close: Callable[[int], None]) -> None:
+    def __init__(self, accepted: socket.socket, close: Callable[[int, bool], None]) -> None:
         super().__init__(fileno=accepted.detach())
         self.setblocking(False)
         self._close_fd = close
 
+    def __repr__(self) -> str:
+        # asyncio asks often, and socket's own costs four system calls.
+        return f"<connection {self.fileno()}>"
+
     def close(self) -> None:
-        """Give the file descriptor away. Harmless when repeated."""
-        fd = self.detach()
-        if fd >= 0:
-            self._close_fd(fd)
+        """Give the file descriptor away, and whether its close may hang. Harmless twice."""
+        if self.fileno() >= 0:
+            may_hang = not self._is_at_end()
+            self._close_fd(self.detach(), may_hang)
+
+    def _is_at_end(self) -> bool:
+        """Whether nothing is in its queue, and nothing can get there."""
+        try:
+            return self.recv(1, socket.MSG_PEEK) == b""
+        except OSError:
+            return False
 
 
 class Transport(VarlinkTransport):
