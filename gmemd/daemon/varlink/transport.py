@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 from asyncvarlink import FileDescriptorArray, VarlinkTransport
 
 from gmemd.daemon.varlink.closing import ClosedLater
+from gmemd.daemon.varlink.peer import PeerError
 
 if TYPE_CHECKING:
     import asyncio
@@ -182,7 +183,8 @@ class Transport(VarlinkTransport):
         try:
             if self._fds_welcome is None:
                 self._fds_welcome = False
-                self._fds_welcome = await self._may_send_fds(self.peer)
+                with contextlib.suppress(PeerError):
+                    self._fds_welcome = await self._may_send_fds(self.peer)
             if not self._fds_welcome:
                 self._take(await self._read_without_fds(size), [], truncated=False)
         except OSError:
