@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gmemd.errors import Exit, GmemdError
 from gmemd.spec.loading import parse_spec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gmemd.spec.model import VmSpec
+
+
+_ENDING = ".yaml"
 
 
 class InlineSpecError(GmemdError):
@@ -29,14 +33,18 @@ def encoded(text: str) -> bytes:
 
 
 class InlineSpecs:
-    """The directory of inline specs. All methods but ``has`` block."""
+    """The directory of inline specs. All methods but ``has`` block.
+
+    That is asked of every VM in every pass, so it makes no paths.
+    """
 
     def __init__(self, state_directory: Path) -> None:
         self.directory = state_directory / "vms.d"
+        self._beginning = f"{self.directory}/"
 
     def has(self, spec: VmSpec | None) -> bool:
         """Whether a spec is one of these."""
-        return spec is not None and spec.path is not None and self._path(spec.vm) == Path(spec.path)
+        return spec is not None and spec.path == f"{self._beginning}{spec.vm}{_ENDING}"
 
     def parse(self, vm: str, text: str) -> VmSpec:
         """Read a spec as the one that would be kept; raises SpecError with all that is wrong."""
@@ -67,4 +75,4 @@ class InlineSpecs:
             raise InlineSpecError(f"removing {path}: {error.strerror or error}") from error
 
     def _path(self, vm: str) -> Path:
-        return self.directory / f"{vm}.yaml"
+        return self.directory / f"{vm}{_ENDING}"
