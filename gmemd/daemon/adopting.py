@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 """Between two looks for new processes, while a VM waits for its VMM."""
 
+MOST_REMEMBERED = 1024
+
 MAKING_SECONDS = 30.0
 """How long a VMM that has just appeared may take to make its memory."""
 
@@ -103,6 +105,8 @@ class Adopting:
         vm = self._fleet.vms.get(spec.vm)
         if vm is None or vm.regions or vm.busy:
             return
+        if len(self._first_seen) > MOST_REMEMBERED:
+            self._first_seen.clear()
         first = self._first_seen.setdefault(f"{vm.name}/{found.vmm.pid}", time.monotonic())
         young = time.monotonic() - first < MAKING_SECONDS
         try:

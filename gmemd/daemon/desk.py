@@ -158,7 +158,7 @@ class Desk:
             raise PermissionDenied
         try:
             async with asyncio.timeout_at(deadline):
-                await self._specs.take(vm, spec, Source.CREATE)
+                await self._specs.take(vm, spec, Source.CREATE, privileged=peer.privileged)
         except TimeoutError:
             return False
         return True
@@ -175,7 +175,8 @@ class Desk:
 
     def _acquired(self, vm: ManagedVm) -> io.AcquireResult:
         """The reply that hands out the memory."""
-        extents = lay_out([region.plan for region in vm.regions], _MACHINE)
+        mine = vm.spec is not None and vm.spec.source is Source.CREATE
+        extents = lay_out([region.plan for region in vm.regions], _MACHINE) if mine else {}
         try:
             regions = told_layout(vm.regions, extents)
         except OSError as error:
@@ -217,7 +218,9 @@ class Desk:
         try:
             with await payer_of(call, cgroup, self._fleet.workers) as payer:
                 if spec is not None:
-                    await self._specs.take(vm, spec, Source.REGISTER)
+                    await self._specs.take(
+                        vm, spec, Source.REGISTER, privileged=call.peer.privileged
+                    )
                 managed = self._handing.vm(vm)
                 placed = await self._taking.register(
                     managed,

@@ -33,6 +33,7 @@ class Fleet:
 
     ``wake`` is set where something is to be looked at soon, ``host_due`` is on the monotonic clock.
     ``wanted`` counts who waits for a VM's memory, ``changes`` how often all were told of one.
+    ``stopping``: nothing is begun any more.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Fleet:
         self.host_due = 0.0
         self.wake = asyncio.Event()
         self.wanted: Counter[str] = Counter()
+        self.stopping = False
         self.changes = 0
         self._told: set[asyncio.Future[None]] = set()
 
@@ -96,10 +98,12 @@ class Fleet:
         return specs
 
     def holder_pids(self) -> frozenset[int]:
-        """Processes whose memory is shown by VMs of the fleet."""
-        return frozenset(
-            vm.holder.pid for vm in self.vms.values() if vm.holder is not None and vm.holder.alive
-        )
+        """Processes whose memory is shown by VMs of the fleet.
+
+        Not those that an owner merely names: it could hide another VM's VMM so.
+        """
+        holders = (vm.holder for vm in self.vms.values() if vm.holder is not None)
+        return frozenset(each.pid for each in holders if each.alive and each.vouched)
 
     def commitments(self) -> Commitments:
         """What all VMs were promised and don't have yet."""

@@ -27,7 +27,8 @@ class Holder:
     """A process that has a VM's memory, on the event loop.
 
     ``pidfd`` is the holder's own. ``opener`` is the pid that asked for the memory on its behalf,
-    and ``opener_pidfd`` its (-1: it did so itself).
+    and ``opener_pidfd`` its (-1: it did so itself). ``vouched``: it is known to be the VM's VMM, by
+    its own word or that of who may say so of any process.
     """
 
     pidfd: int
@@ -35,6 +36,7 @@ class Holder:
     facts: ProcessFacts = field(default_factory=ProcessFacts)
     opener: int = 0
     opener_pidfd: int = -1
+    vouched: bool = True
     since: float = field(default_factory=time.time)
     alive: bool = True
     _watched: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,13 +57,14 @@ class Lifecycle:
         """Begin something for a VM; whatever goes wrong in it is that VM's failure."""
         vm.cancel.clear()
         vm.work = kind
-        vm.task = asyncio.create_task(self._confine(vm, work), name=vm.name)
+        vm.task = _task(vm, self._confine(vm, work))
 
     async def do(self, vm: ManagedVm, work: Callable[[], Coroutine[None, None, _R]]) -> _R:
         """Do something for a VM once nothing else is done or due; an audit makes way.
 
         Errors are raised. Where the caller is cancelled the work is, too, and waited for. Raises
-        NoSuchVM where the VM was forgotten meanwhile: nobody would look after it any more.
+        NoSuchVM where the VM was forgotten meanwhile, or the daemon stops: nobody would look after
+        it any more.
         """
         while (known := self._fleet.vms.get(vm.name) is vm) and not vm.untouched:
             if vm.busy and vm.task is not None:
@@ -71,7 +73,7 @@ class Lifecycle:
                 await asyncio.wait([vm.task])
             else:
                 await self._fleet.change()
-        if not known:
+        if not known or self._fleet.stopping:
             raise NoSuchVM(vm=vm.name)
         vm.cancel.clear()
         vm.work = Work.PLACE
@@ -83,7 +85,7 @@ class Lifecycle:
             finally:
                 self._fleet.wake.set()
 
-        vm.task = task = asyncio.create_task(run(), name=vm.name)
+        vm.task = task = _task(vm, run())
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.shield(task)
@@ -278,6 +280,11 @@ class Lifecycle:
             self._fleet.enter(vm, VmState.WAITING, RELEASED)
         self._fleet.host_due = 0.0
         self._fleet.retry_failed()
+
+
+def _task(vm: ManagedVm, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    """A task in a context of its own: it may outlive the call that it was begun by."""
+    return asyncio.create_task(work, name=vm.name, context=Context())
 
 
 def _without_its_holders_pages(audit: VmAudit) -> VmAudit:

@@ -53,7 +53,8 @@ async def holder_of(call: Call, index: int | None, workers: Workers) -> Holder:
         except NotAPidfdError as error:
             raise errors.FdRejected(index=index, reason=error.in_one_line) from error
         facts = await workers.read(read_facts, pid)
-        return Holder(os.dup(passed), pid, facts, call.peer.pid, own)
+        vouched = call.peer.privileged or pid == call.peer.pid
+        return Holder(_duplicate(passed, index), pid, facts, call.peer.pid, own, vouched)
     except BaseException:
         _close(own)
         raise
@@ -68,7 +69,7 @@ async def payer_of(call: Call, index: int | None, workers: Workers) -> Payer:
         directory = await workers.read(cgroup_of_procs, passed)
     except NotACgroupError as error:
         raise errors.FdRejected(index=index, reason=error.in_one_line) from error
-    return Payer(PassedCgroup(os.dup(passed), directory))
+    return Payer(PassedCgroup(_duplicate(passed, index), directory))
 
 
 def _passed_fd(call: Call, index: int) -> int:
@@ -78,6 +79,15 @@ def _passed_fd(call: Call, index: int) -> int:
             index=index, reason=f"the call came with {len(call.fds)} file descriptors"
         )
     return call.fds[index]
+
+
+def _duplicate(fd: int, index: int) -> int:
+    """A descriptor of one's own; raises FdRejected where there is no room for it."""
+    try:
+        return os.dup(fd)
+    except OSError as error:
+        reason = f"the daemon has no room for file descriptors ({error.strerror})"
+        raise errors.FdRejected(index=index, reason=reason) from error
 
 
 def _close(fd: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 import gmemd
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 PROGRESS_SECONDS = 1.0
 LONGEST_PASS_SECONDS = 30.0
 SHORTEST_PAUSE_SECONDS = 0.05
+REST_RATIO = 3.0
+"""What a pass takes, and so long again times this nobody has another one: at most a quarter of the
+loop's time goes into passes, however many VMs there are."""
+
 EXEC_SECONDS = 2.0
 """How long after it was given memory a process is looked at again, to see what it has become."""
 
@@ -84,8 +89,10 @@ class Reconciler:
         wake = self._fleet.wake
         while True:
             wake.clear()
+            began = time.monotonic()
             self.look_at_all()
             self._after_pass()
+            await asyncio.sleep(REST_RATIO * (time.monotonic() - began))
             try:
                 async with asyncio.timeout(self._pause_seconds()):
                     await wake.wait()
@@ -95,6 +102,7 @@ class Reconciler:
     async def stop(self) -> None:
         """Stop all work and give all memory back."""
         vms = self._fleet.vms.values()
+        self._fleet.stopping = True
         for vm in vms:
             vm.cancel.set()
         for look in self._looks:
@@ -128,7 +136,7 @@ class Reconciler:
         vm.holder = holder
         holder.watch(lambda: self._holder_exited(vm, holder))
         log.info("%s: held by pid %d (%s)", vm.name, holder.pid, holder.facts.program)
-        self._looks.add(task := asyncio.create_task(self._look_again(vm)))
+        self._looks.add(task := asyncio.create_task(self._look_again(vm), context=Context()))
         task.add_done_callback(self._looks.discard)
         self._fleet.wake.set()
 

@@ -47,7 +47,7 @@ class PassedSpecs:
         except SpecError as error:
             raise _bad(error.problems) from error
 
-    async def take(self, vm: str, text: str, source: Source) -> None:
+    async def take(self, vm: str, text: str, source: Source, *, privileged: bool) -> None:
         """Have a spec be in force for a VM that has no file.
 
         Raises BadSpec, AlreadyOwned, and NotReady where its memory is another spec's.
@@ -58,6 +58,8 @@ class PassedSpecs:
         spec = await self.parse(vm, text)
         if spec.source is not source:
             raise _bad((_has_another_source(spec, source),))
+        if spec.cgroup not in {"none", "peer"} and not privileged:
+            raise _bad((_has_anothers_cgroup(spec),))
         fleet = self._fleet
         while True:
             async with self.changing:
@@ -127,6 +129,18 @@ class PassedSpecs:
 def _bad(problems: Sequence[Problem]) -> BadSpec:
     told: Any = [told_problem(problem) for problem in problems]
     return BadSpec(problems=told)
+
+
+def _has_anothers_cgroup(spec: VmSpec) -> Problem:
+    return Problem(
+        file="spec",
+        line=0,
+        column=0,
+        key="cgroup",
+        value=spec.cgroup,
+        message="must be none or peer: only root has any cgroup pay",
+        hint="pass your own cgroup.procs with the call, and write cgroup: peer",
+    )
 
 
 def _has_another_source(spec: VmSpec, source: Source) -> Problem:

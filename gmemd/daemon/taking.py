@@ -6,6 +6,7 @@ changes on the event loop; what blocks runs in Workers.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from gmemd.spec.model import Backend, Source
 from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from gmemd.daemon.fleet import Fleet
     from gmemd.daemon.handing import PassedCgroup
@@ -84,6 +85,7 @@ class Taking:
         self._fleet = fleet
         self._lifecycle = lifecycle
         self._reconciler = reconciler
+        self._being_placed: dict[tuple[int, int], str] = {}
 
     async def register(
         self,
@@ -111,7 +113,6 @@ class Taking:
             self._registrable(vm, holder)
             leaving = [region for region in vm.regions if region.id in remove]
             staying = [region for region in vm.regions if region.id not in remove]
-            self._refuse_others_memory(vm, files.values())
             pieces = [_as_offered(piece, files[piece.fd_index]) for piece in offered]
             taken = [_as_taken(region, vm) for region in staying]
             try:
@@ -122,7 +123,10 @@ class Taking:
                 _to_place(registration, fds[piece.fd_index], files[piece.fd_index])
                 for registration, piece in zip(matched, offered, strict=True)
             ]
-            placed = await self._place(vm, spec, to_place, holder=holder, host=host, payer=payer)
+            with self._claimed(vm, files.values()):
+                placed = await self._place(
+                    vm, spec, to_place, holder=holder, host=host, payer=payer
+                )
             vm.regions = [region for region in vm.regions if region.id not in remove]
             await self._fleet.workers.release(leaving)
             self._settle(vm, spec, holder)
@@ -173,17 +177,29 @@ class Taking:
                 raise FdRejected(index=index, reason=error.in_one_line) from error
         return files
 
-    def _refuse_others_memory(self, vm: ManagedVm, files: Collection[MemoryFile]) -> None:
-        """Raise LayoutMismatch for a file that is another VM's."""
+    @contextmanager
+    def _claimed(self, vm: ManagedVm, files: Collection[MemoryFile]) -> Iterator[None]:
+        """Raise LayoutMismatch for a file that is another VM's, or is about to be."""
         inodes = {file.inode for file in files}
-        for other in self._fleet.vms.values():
-            if other is not vm and any(region.inode in inodes for region in other.regions):
-                raise LayoutMismatch(
-                    vm=vm.name,
-                    guest_node=None,
-                    message=f"the memory is that of the VM {other.name}",
-                    hint="a file is one VM's: register it once",
-                )
+        others = [
+            other.name
+            for other in self._fleet.vms.values()
+            if other is not vm and any(region.inode in inodes for region in other.regions)
+        ]
+        others += [self._being_placed[inode] for inode in inodes & self._being_placed.keys()]
+        if others:
+            raise LayoutMismatch(
+                vm=vm.name,
+                guest_node=None,
+                message=f"the memory is that of the VM {others[0]}",
+                hint="a file is one VM's: register it once",
+            )
+        self._being_placed |= dict.fromkeys(inodes, vm.name)
+        try:
+            yield
+        finally:
+            for inode in inodes:
+                del self._being_placed[inode]
 
     async def place(
         self,
@@ -200,7 +216,6 @@ class Taking:
 
         async def work() -> list[Placed]:
             self.refuse_other_holder(vm, holder)
-            self._refuse_others_memory(vm, [one.file for one in to_place])
             if vm.regions and vm.spec is not None and vm.spec.source is not Source.ADOPT:
                 raise LayoutMismatch(
                     vm=vm.name,
@@ -208,12 +223,14 @@ class Taking:
                     message=f"it has memory by a spec that says source: {vm.spec.source}",
                     hint="release that first, if nobody needs it: `gmemd release`",
                 )
-            leaving, vm.regions = vm.regions, []
-            try:
-                placed = await self._place(vm, spec, to_place, holder=holder, host=host)
-            except BaseException:
-                vm.regions = leaving
-                raise
+            leaving = vm.regions
+            with self._claimed(vm, [one.file for one in to_place]):
+                vm.regions = []
+                try:
+                    placed = await self._place(vm, spec, to_place, holder=holder, host=host)
+                except BaseException:
+                    vm.regions = leaving
+                    raise
             await self._fleet.workers.release(leaving)
             self._settle(vm, spec, holder)
             return placed

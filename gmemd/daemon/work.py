@@ -54,6 +54,7 @@ class Workers:
         self._auditing = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._releasing = ThreadPoolExecutor(2, thread_name_prefix="release")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._identifying = ThreadPoolExecutor(1, thread_name_prefix="identify")
         self._placing = ThreadPoolExecutor(provisioning, thread_name_prefix="place")
         self._observing = _Expendable("observe")
         self._memory_files = MemoryFiles()
@@ -64,6 +65,7 @@ class Workers:
         self._observing.close()
         for pool in (
             self._provisioning,
+            self._identifying,
             self._placing,
             self._auditing,
             self._releasing,
@@ -136,7 +138,7 @@ class Workers:
 
     async def identify(self, fd: int) -> MemoryFile:
         """Say which memory a received descriptor is. Raises NotMemoryError."""
-        return await _run(self._placing, partial(self._memory_files.identify, fd))
+        return await _run(self._identifying, partial(self._memory_files.identify, fd))
 
     async def place(
         self,

@@ -43,7 +43,8 @@ def told_layout(
 ) -> list[LayoutRegion]:
     """The regions with their files, each passed once, as duplicates that are closed when sent.
 
-    ``extents`` are by guest node and index, their offsets from the region's start. Raises OSError
+    ``extents`` are by guest node and index, their offsets from the region's start; memory that a
+    VMM registered has none, as it alone knows where its guest has it. Raises OSError
     where there is no room for the duplicates.
     """
     passed: dict[tuple[int, int], FileDescriptor] = {}
@@ -66,7 +67,7 @@ def told_layout(
             backend=str(region.plan.backend),
             extents=[
                 Extent(gpa=extent.gpa, offset=region.offset + extent.offset, size=extent.size)
-                for extent in extents[region.plan.guest_node, region.plan.index]
+                for extent in extents.get((region.plan.guest_node, region.plan.index), ())
             ],
             strategy=str(region.strategy),
             reason=region.reason,

@@ -16,6 +16,7 @@ import pytest
 from gmemd.client import Client
 from gmemd.client.blocking import call
 from tests.kernel.daemon.vmms import RefusedByDaemonError, Vmm, vmm
+from tests.qemu import SMALL, start_qemu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 GIB = 1 << 30
 NOBODY = 65534
+OBSERVED = "version: 1\nvm: another\nsource: observe\n"
 
 
 @pytest.fixture
@@ -362,3 +364,31 @@ def test_a_thousand_clients_that_are_killed_leave_nothing(daemon: Daemon) -> Non
         assert not memory_of(daemon)
         assert daemon.process is not None
         assert "memfd" not in Path(f"/proc/{daemon.process.pid}/maps").read_text()
+
+
+def test_who_only_names_a_holder_hides_no_vm(daemon: Daemon) -> None:
+    daemon.configure(discovery=True)
+    daemon.write("mine", more=f'owner: {{user: "{NOBODY}"}}\n')
+    with start_qemu("-name", "victim", *SMALL) as qemu, daemon.running():
+        daemon.until(lambda: "victim" in daemon.names())
+        with vmm(daemon) as owner:
+            owner.do("become", NOBODY)
+            owner.do("acquire", "mine", holder=qemu.pid)
+            assert daemon.describe("mine")["holder"]["pid"] == qemu.pid
+            (daemon.vms / "another.yaml").write_text(OBSERVED)
+            call(daemon.socket, "Reload")
+            daemon.until(lambda: daemon.describe("another")["state"] == "waiting")
+            daemon.until(
+                lambda: "it is being looked for" not in daemon.describe("another")["message"]
+            )
+            assert daemon.describe("victim")["running"]["pid"] == qemu.pid
+
+
+def test_only_root_has_any_cgroup_pay(daemon: Daemon) -> None:
+    daemon.configure(f"inline_spec_users: [{NOBODY}]\n")
+    with daemon.running(), vmm(daemon) as orchestrator:
+        orchestrator.do("become", NOBODY)
+        error = refused(
+            orchestrator, "acquire", "x", spec=inline("x", more="cgroup: /sys/fs/cgroup/other\n")
+        )
+        assert (error.name, error.parameters["problems"][0]["key"]) == ("BadSpec", "cgroup")
