@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 LOOKUP, GETATTR, OPEN, FLUSH, INIT = 1, 3, 14, 25, 26
+OF_A_CLOSE = {2, 18, FLUSH, 36}
+"""FORGET, RELEASE, FLUSH and INTERRUPT."""
 _REQUEST = struct.Struct("=IIQQIIII")
 
 
@@ -23,6 +25,7 @@ class Trap:
     """The file system, as a context manager; ``fd`` is its file, open for reading and writing.
 
     Once armed it lets closes of the file wait, those at a process' exit too, until the end.
+    ``n_waiting`` counts these; ``asked`` has what it was asked besides, by FUSE's numbers.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -31,6 +34,7 @@ class Trap:
         self._armed = threading.Event()
         self._ended = threading.Event()
         self.n_waiting = 0
+        self.asked: list[int] = []
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
         options = f"fd={self._fuse},rootmode=40000,user_id=0,group_id=0"
@@ -71,9 +75,12 @@ class Trap:
 
     def _answer(self, request: bytes) -> None:
         _, opcode, unique, node, *_ = _REQUEST.unpack_from(request)
-        if opcode == FLUSH and self._armed.is_set():
-            self.n_waiting += 1
-            return
+        if self._armed.is_set():
+            if opcode not in OF_A_CLOSE:
+                self.asked.append(opcode)
+            if opcode == FLUSH:
+                self.n_waiting += 1
+                return
         replies = {
             LOOKUP: struct.pack("=4Q2I", 2, 0, 60, 60, 0, 0) + _attributes(2),
             GETATTR: struct.pack("=Q2I", 60, 0, 0) + _attributes(node),

@@ -21,7 +21,11 @@ from pathlib import Path
 
 LIST = b'{"method": "io.gmemd.List", "parameters": {}}\0'
 ACQUIRE = b'{"method": "io.gmemd.Acquire", "parameters": {"vm": "theirs", "timeout_ms": 100}}\0'
-REGISTER = b'{"method": "io.gmemd.Register", "parameters": {"vm": "theirs", "regions": []}}\0'
+REGISTER = (
+    b'{"method": "io.gmemd.Register", "parameters": {"vm": "offered", "regions": '
+    b'[{"guest_node": 0, "fd_index": 0, "offset": 0, "size": 8388608}]}}\0'
+)
+REFUSALS = (b"FdRejected", b"LayoutMismatch", b"PermissionDenied")
 MIB = 1 << 20
 MOST_FDS = 253
 
@@ -162,17 +166,16 @@ def wrong_fds() -> int:
         pair[0].fileno(),
         *os.pipe(),
     ]
-    regions = b", ".join(
-        b'{"guest_node": 0, "fd_index": %d, "offset": 0, "size": 4194304}' % index
-        for index in range(len(fds))
-    )
-    register = REGISTER.replace(b'"regions": []', b'"regions": [%s]' % regions)
 
     def once() -> None:
         with connect() as connection:
-            for call in (LIST, b"no json\0" + LIST, register):
+            for call in (LIST, b"no json\0" + LIST):
                 send(connection, call, fds)
                 reply(connection)
+            for fd in fds:
+                send(connection, REGISTER, [fd])
+                refused = reply(connection)
+                assert any(name in refused for name in REFUSALS), refused
             send(connection, LIST[:9], fds)
 
     return repeat(once)

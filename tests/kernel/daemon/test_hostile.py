@@ -71,7 +71,9 @@ def unharmed(daemon: Daemon, record: Callable[[str, object], None]) -> Iterator[
     What is given times the calls once it is called.
     """
     daemon.directory.chmod(0o755)
-    daemon.write("theirs", f"owner: {{user: {OWNER}}}\n")
+    owner = f"owner: {{user: {OWNER}}}\n"
+    daemon.write("theirs", owner)
+    daemon.write("offered", f"{owner}backend: memfd\n", source="register")
     with daemon.running():
         daemon.wait_for("theirs", "ready")
         before = latencies(daemon)
@@ -119,5 +121,6 @@ def test_a_close_that_never_ends_harms_nobody_else(
             # What nobody may send is never open in the daemon, which has nothing to close then.
             daemon.until(lambda: trap.n_waiting > 0 or uid == STRANGER)
             assert (trap.n_waiting > 0) is (uid == OWNER)
+            assert trap.asked == []
         finally:
             trap.end()
