@@ -177,24 +177,12 @@ class Desk:
         """The reply that hands out the memory."""
         mine = vm.spec is not None and vm.spec.source is Source.CREATE
         extents = lay_out([region.plan for region in vm.regions], _MACHINE) if mine else {}
-        try:
-            regions = told_layout(vm.regions, extents)
-        except OSError as error:
-            raise errors.ProvisioningFailed(
-                vm=vm.name,
-                reason="system-call",
-                host_node=None,
-                needed_bytes=0,
-                available_bytes=0,
-                message=f"the daemon has no room for file descriptors: {error.strerror}",
-                hint="raise LimitNOFILE= of gmemd.service",
-            ) from error
         return {
             "vm": vm.name,
             "state": str(vm.state),
             "message": vm.message,
             "progress_ratio": None,
-            "regions": regions,
+            "regions": told_layout(vm.regions, extents),
             "warnings": list(vm.holder_warnings),
         }
 

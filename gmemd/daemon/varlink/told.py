@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from asyncvarlink import FileDescriptor
@@ -41,21 +40,14 @@ _FEATURE_REASONS = frozenset({"feature-missing", "policy-unsupported", "page-siz
 def told_layout(
     regions: Sequence[Region], extents: Mapping[tuple[int, int], Sequence[layout.Extent]]
 ) -> list[LayoutRegion]:
-    """The regions with their files, each passed once, as duplicates that are closed when sent.
+    """The regions with their files, each passed once; the descriptors stay the regions' own.
 
     ``extents`` are by guest node and index, their offsets from the region's start; memory that a
-    VMM registered has none, as it alone knows where its guest has it. Raises OSError
-    where there is no room for the duplicates.
+    VMM registered has none, as it alone knows where its guest has it.
     """
     passed: dict[tuple[int, int], FileDescriptor] = {}
-    try:
-        for region in regions:
-            if region.inode not in passed:
-                passed[region.inode] = FileDescriptor(os.dup(region.fd), should_close=True)
-    except OSError:
-        for descriptor in passed.values():
-            descriptor.close()
-        raise
+    for region in regions:
+        passed.setdefault(region.inode, FileDescriptor(region.fd))
     return [
         LayoutRegion(
             guest_node=region.plan.guest_node,
