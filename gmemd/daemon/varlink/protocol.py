@@ -227,3 +227,9 @@ class Protocol(VarlinkInterfaceServerProtocol):
             backpressure_fut.set_result(None)
         else:
             super()._on_receiver_completes(backpressure_fut, oneway, call_fut)
+
+    def _on_message_sent(self, fut: asyncio.Future[None]) -> None:
+        """Log why a reply couldn't be sent, unless the caller is just gone."""
+        error = fut.exception()
+        if error is not None and not isinstance(error, ConnectionError):
+            log.warning("connection closed, as a reply could not be sent: %s", error)

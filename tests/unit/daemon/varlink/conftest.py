@@ -37,6 +37,10 @@ class Opened(TypedDict):
     fd: FileDescriptor
 
 
+class OpenedMany(TypedDict):
+    fds: list[FileDescriptor]
+
+
 class Nothing(TypedDict):
     pass
 
@@ -72,6 +76,10 @@ class Trial(VarlinkInterface, name="org.example.trial"):
     @varlinkmethod
     def Open(self) -> Opened:  # noqa: N802
         return {"fd": FileDescriptor(os.open("/dev/null", os.O_RDONLY), should_close=True)}
+
+    @varlinkmethod
+    def OpenMany(self) -> OpenedMany:  # noqa: N802  more than one message may have
+        return {"fds": [FileDescriptor(os.dup(0), should_close=True) for _ in range(300)]}
 
     @varlinkmethod
     async def Fail(self) -> Nothing:  # noqa: N802

@@ -109,3 +109,15 @@ def test_calls_after_a_stream_are_answered(served: Served) -> None:
     with served.connect() as client:
         client.socket.sendall(message("Count", more=True, to=1) + message("Pid"))
         assert [client.reply()["parameters"]["n"] for _ in range(3)] == [0, 1, os.getpid()]
+
+
+def test_a_reply_that_cant_be_sent_ends_the_connection(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served.connect() as client:
+        client.socket.sendall(message("OpenMany"))
+        assert client.is_closed()
+        assert client.socket.recv(1) == b""
+    assert "could not be sent" in caplog.text
+    with served.connect() as other:
+        assert other.call("Pid")
