@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gmemd.client import Client
 from gmemd.client.blocking import call
+from gmemd.client.errors import NotReadyError
 from tests.qemu import backends, start_qemu
 from tests.service import unit
 
@@ -31,6 +33,11 @@ def vms() -> Iterator[dict[str, int]]:
     unit.install()
     unit.clear_specs()
     CONFIG.write_text("audit: {interval: 5s}\n")
+    (unit.SPECS / "adopted-01.yaml").write_text(
+        "version: 1\nvm: adopted-01\nsource: adopt\nbackend: memfd\n"
+        "match: {unit: adopted-01.service}\nguest_nodes:\n"
+        "  - {id: 0, vcpus: 0, memory: 64MiB, host_nodes: 3, policy: bind}\n"
+    )
     two_nodes = [*backends(96, 64)]
     two_nodes[5] += ",host-nodes=1,policy=bind"
     two_nodes[9] += ",host-nodes=2,policy=bind"
@@ -87,6 +94,10 @@ def test_without_the_drop_in_vms_are_listed_and_it_is_named(vms: dict[str, int])
         assert "gmemd.service.d/observe.conf" in vm["hint"]
         assert f'gmemd_vm_memory_unknown{{reason="not_permitted",vm="{name}"}} 1.0' in metrics()
     assert call(unit.SOCKET, "List")["unseen_processes"] > 0
+    with pytest.raises(NotReadyError) as refused:
+        Client(unit.SOCKET).adopt("adopted-01", pid=vms["kvm-01"])
+    assert f"not permitted to look into pid {vms['kvm-01']}" in refused.value.message
+    assert "CAP_SYS_PTRACE" in (refused.value.hint or "")
     shown = unit.run("gmemd", "status", "--exit-code")
     assert shown.returncode == 5
     assert "gmemd.service.d/observe.conf" in shown.stdout
@@ -133,7 +144,7 @@ def test_what_moves_away_drifts_and_what_ends_is_gone() -> None:
 
 
 @pytest.mark.usefixtures("permitted")
-def test_a_spec_judges_a_vm_of_a_unit() -> None:
+def test_specs_judge_and_adopt_vms_of_units() -> None:
     (unit.SPECS / "db-01.yaml").write_text(
         "version: 1\nvm: db-01\nsource: observe\nmatch: {unit: db-01.service}\nguest_nodes:\n"
         "  - {id: 0, vcpus: 0, memory: 64MiB, host_nodes: 1, policy: bind}\n"
@@ -146,15 +157,25 @@ def test_a_spec_judges_a_vm_of_a_unit() -> None:
         "qemu-system-x86_64", "-S", "-display", "none", "-nodefaults", "-accel", "tcg",
         "-m", "64M", "-mem-prealloc",
     )  # fmt: skip
+    unit.must(
+        "systemd-run", "--unit=adopted-01", "--uid=nobody",
+        "qemu-system-x86_64", "-S", "-display", "none", "-nodefaults", "-accel", "tcg", "-m", "64M",
+        "-object", "memory-backend-memfd,id=m0,size=64M", "-machine", "q35,memory-backend=m0",
+    )  # fmt: skip
     try:
         vm = unit.wait_for("db-01", "degraded")
         assert vm["running"]["unit"] == "db-01.service"
         assert vm["running"]["declared_by"] == "its spec"
         assert seen(vm) == [{"2": 64 * MIB}]
+        holder = unit.wait_for("adopted-01", "ready")["holder"]
+        assert holder["unit"] == "adopted-01.service"
+        numa_maps = Path(f"/proc/{holder['pid']}/numa_maps").read_text()
+        assert "bind:3 file=/memfd:memory-backend-memfd" in numa_maps
     finally:
-        unit.must("systemctl", "stop", "db-01.service")
+        unit.must("systemctl", "stop", "db-01.service", "adopted-01.service")
     vm = unit.wait_for("db-01", "waiting")
     assert vm["message"] == "no running VM matches unit=db-01.service"
+    unit.wait_for("adopted-01", "waiting")
 
 
 def seen(vm: dict[str, Any]) -> list[dict[str, int]]:
