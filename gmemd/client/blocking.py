@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -156,14 +157,26 @@ def _last(request: Request[T], path: Path, timeout_seconds: float | None = None)
     raise AssertionError("replies end with an exception or the last one")
 
 
+def _connect(connection: socket.socket, path: Path, timeout_seconds: float | None) -> None:
+    """Connect; with a timeout too it waits its turn where the daemon has a queue of callers.
+
+    A socket that has Python's timeout doesn't block, and is turned away there (EAGAIN).
+    """
+    if timeout_seconds is not None:
+        seconds, rest = divmod(timeout_seconds, 1)
+        limit = struct.pack("@ll", int(seconds), int(rest * 1_000_000))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    connection.connect(str(path))
+    connection.settimeout(timeout_seconds)
+
+
 def _replies(
     request: Request[T], path: Path, timeout_seconds: float | None = None
 ) -> Generator[Reply]:
     """Make a call and yield its replies; what is taken of one, is taken before the next."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout_seconds)
         with reaching(path):
-            connection.connect(str(path))
+            _connect(connection, path, timeout_seconds)
             content = request.content
             rest = content[request.send_first(connection, content) :]
             if rest:  # sending nothing fails where the daemon has answered and closed already

@@ -7,11 +7,13 @@ import fcntl
 import os
 import socket
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gmemd.client import AsyncClient, Client, Memory, Offered, Progress
+from gmemd.client.blocking import call
 from gmemd.client.errors import (
     AlreadyOwnedError,
     BadCallError,
@@ -463,3 +465,33 @@ def test_threads_may_share_a_client(stub: Stub) -> None:
     for thread in threads:
         thread.join()
     assert results == [{"vms": []}] * 8
+
+
+def test_a_caller_with_a_timeout_waits_its_turn(tmp_path: Path) -> None:
+    path = tmp_path / "busy"
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as queue:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting = queue.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(str(path))  # and the queue is full
+
+        def serve() -> None:
+            listener.accept()[0].close()
+            with listener.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(b'{"parameters": {"vms": []}}\0')
+
+        serving = threading.Timer(0.2, serve)
+        serving.start()
+        assert call(path, "List", timeout_seconds=60) == {"vms": []}
+        serving.join()
+
+
+def test_a_caller_with_a_timeout_does_not_wait_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "busy"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting.connect(str(path))
+        with pytest.raises(NoDaemonError):
+            call(path, "List", timeout_seconds=0.1)
