@@ -22,6 +22,7 @@ from gmemd.daemon.observing import Finder, FoundVm, matches
 from gmemd.daemon.taking import Placed, ToPlace
 from gmemd.daemon.varlink.errors import LayoutMismatch, NotReady
 from gmemd.daemon.varlink.told import ambiguous, layout_mismatch, told_ambiguous
+from gmemd.daemon.watched import remedy
 from gmemd.errors import GmemdError
 from gmemd.host.vms.holders import read_facts
 from gmemd.host.vms.taking import open_vmm, taken
@@ -103,7 +104,7 @@ class Adopting:
     async def take_on(self, spec: VmSpec, found: FoundVm) -> None:
         """Adopt a VMM that a spec waits for; what goes wrong is its VM's to tell."""
         vm = self._fleet.vms.get(spec.vm)
-        if vm is None or vm.regions or vm.busy:
+        if vm is None or vm.regions or vm.busy or vm.left_alone == found.vmm.pid:
             return
         if len(self._first_seen) > MOST_REMEMBERED:
             self._first_seen.clear()
@@ -165,7 +166,7 @@ class Adopting:
                 vm=vm.name,
                 state=str(vm.state),
                 message=found.vmm.blocked,
-                hint=found.vmm.hint or None,
+                hint=remedy(),
             )
         fleet = self._fleet
         host = await fleet.known_host()

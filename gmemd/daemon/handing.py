@@ -105,6 +105,8 @@ class Handing:
         if has_exited(holder.pidfd):
             raise InvalidParameter(parameter="holder")
         self._reconciler.give_to(vm, holder)
+        if vm.state is VmState.PROVISIONING:  # its first audit is still to come
+            vm.settle()
         await self._warn(vm, holder)
         return True
 

@@ -265,6 +265,7 @@ class Lifecycle:
         regions, vm.regions = vm.regions, []
         holder, vm.holder = vm.holder, None
         if holder is not None:
+            vm.left_alone = holder.pid if holder.alive else 0
             holder.close()
         await self._workers.release(regions)
         vm.plan = vm.audit = vm.drift = None

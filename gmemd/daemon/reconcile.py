@@ -44,6 +44,7 @@ EXEC_SECONDS = 2.0
 
 RELEASE_FIRST = "remove the file and reload to release its memory, then put the file back"
 AFTER_ITS_VMM = "it takes effect once its VMM has exited and its memory is released"
+LEFT_ALONE = "its VMM, pid {pid}, was let go and isn't adopted again by itself"
 NO_SPEC = "its file is gone: its memory is let go when its VMM exits, or by `gmemd release --force`"
 NO_SPEC_KEPT = "its file is gone, its memory is kept: `gmemd release` gives it back"
 
@@ -274,6 +275,8 @@ class Reconciler:
         words = (waiting_reason(spec) or "", "")
         if spec.source is Source.ADOPT:
             words = self.observer.waiting(spec)
+            if vm.left_alone and not words[0]:
+                words = (LEFT_ALONE.format(pid=vm.left_alone), f"`gmemd adopt {vm.name}` does")
         self._fleet.enter(vm, VmState.WAITING, *words)
 
     def _bring_about(self, vm: ManagedVm, spec: VmSpec) -> None:

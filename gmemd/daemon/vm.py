@@ -70,6 +70,7 @@ class ManagedVm:
     the holder's cgroup has paid for its pages (cgroup: peer). ``failures`` counts all failed
     attempts ever, ``cause`` is the last one's. ``spec_indexes`` gives, by region id, the place of a
     region's spec among its guest node's. ``looked_at`` is bytes, and bytes in all, of an audit.
+    ``left_alone`` is the pid of a VMM that was let go while it runs: it isn't adopted unasked.
     """
 
     name: str
@@ -105,6 +106,7 @@ class ManagedVm:
     spec_indexes: dict[int, int] = field(default_factory=dict)
     next_region_id: int = 0
     looked_at: tuple[int, int] | None = None
+    left_alone: int = 0
     holder_warnings: tuple[str, ...] = ()
 
     @property
@@ -276,7 +278,7 @@ class ManagedVm:
             yield f"the last audit failed: {self.audit_error}"
         if self.plan is not None:
             yield from self.plan.warnings
-        if self.holder is not None and not self.holder.alive:
+        if self.holder is not None and not self.holder.alive and not self.release_wanted:
             yield KEPT
         yield from self.holder_warnings
         for region in self.regions:

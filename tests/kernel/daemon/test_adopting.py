@@ -64,3 +64,28 @@ def test_memory_that_was_created_is_not_registered_beside(daemon: Daemon) -> Non
             guest.do("register", "vm", [(0, 0, 0, 8 * MIB)])
         assert raised.value.name == "LayoutMismatch"
         assert "source: create" in raised.value.parameters["message"]
+
+
+def test_what_was_let_go_by_force_is_adopted_again_when_asked(daemon: Daemon) -> None:
+    daemon.configure(interval="1s")
+    daemon.write("vm", "backend: memfd\nmatch: {qemu_name: it}\n", source="adopt")
+
+    def held_by(pid: int) -> bool:
+        holder = daemon.describe("vm")["holder"]
+        return holder is not None and holder["pid"] == pid
+
+    with daemon.running():
+        with start_qemu("-name", "it", *QEMU) as qemu:
+            daemon.until(lambda: held_by(qemu.pid))
+            assert daemon.gmemd("release", "vm", "--force").returncode == 0
+            daemon.until(lambda: "was let go" in daemon.describe("vm")["message"])
+            first = daemon.log.read_text().count("adopted pid")
+            daemon.write("other", "match: {qemu_name: another}\n", source="observe")
+            call(daemon.socket, "Reload")  # and with it another look at all processes
+            daemon.until(lambda: "no running VM" in daemon.describe("other")["message"])
+            assert daemon.log.read_text().count("adopted pid") == first
+            assert daemon.gmemd("adopt", "vm").returncode == 0
+            assert held_by(qemu.pid)
+            assert daemon.gmemd("release", "vm", "--force").returncode == 0
+        with start_qemu("-name", "it", *QEMU) as another:
+            daemon.until(lambda: held_by(another.pid))
