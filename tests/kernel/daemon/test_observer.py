@@ -364,6 +364,8 @@ def test_what_goes_wrong_with_one_vm_is_that_vms_alone(
             counters,
             host=workers.read_host,
             changed=lambda: None,
+            held=frozenset,
+            adoptable=lambda _spec, _vm: None,
             finder=Failing(),
         )
         watcher.want(Wanted(discovery=True, interval_seconds=0.2))
