@@ -108,3 +108,21 @@ def test_a_guest_memfd_that_cant_be_mapped_is_counted_and_unknown() -> None:
     (node,) = seen.drift.guest_nodes
     assert (node.resident_bytes, node.unknown_bytes) == (TOUCHED, TOUCHED)
     assert "made without the MMAP flag" in node.unknown_reason
+
+
+def test_where_its_pages_are_is_told_if_asked() -> None:
+    fds = own_fds()
+    with vmm(3) as pid:
+        finder = Finder()
+        found = finder.find_pid(pid)
+        assert found is not None
+        effort = Effort(None, Random(1), where=True)
+        seen = finder.observe(found, read_host(probe=False), effort)
+        assert look(pid, None).audit.regions[0].where is None
+    (region,) = seen.audit.regions
+    assert region.where is not None
+    (stretch,) = region.where.stretches
+    touched = [sum(cell.by_node.values()) for cell in stretch.cells]
+    assert (sum(touched), stretch.size_bytes) == (TOUCHED, SIZE)
+    assert set(touched[: TOUCHED // stretch.cell_bytes]) == {stretch.cell_bytes}
+    assert own_fds() == fds
