@@ -6,6 +6,8 @@ nodes have left before each chunk, and stops at the reserve.
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +73,49 @@ class Guard:
         )
 
 
-def next_chunk(remaining: int, headroom: int, page_size: int) -> int:
-    """How much to allocate next: whole pages, 0 where not one page fits above the reserve."""
+class Claims:
+    """What helpers were told to allocate and hasn't shown in the kernel's figures: bytes by node.
+
+    One for the whole process, so that guards which watch the same node see each other's chunks.
+    """
+
+    def __init__(self) -> None:
+        self._bytes: Counter[int] = Counter()
+        self._lock = threading.Lock()
+
+    def take(
+        self, guard: Guard, remaining: int, page_size: int, *, n_threads: int, most: int
+    ) -> int:
+        """Claim the next chunk of at most ``most`` bytes; 0 where not a page fits now."""
+        with self._lock:
+            available = guard.available()
+            left = {node: size - self._bytes[node] for node, size in available.items()}
+            headroom = min(guard.headroom(left), most)
+            chunk = next_chunk(remaining, headroom, page_size, n_threads=n_threads)
+            self._count(guard, chunk)
+        return chunk
+
+    def give_back(self, guard: Guard, chunk: int) -> None:
+        """The chunk is allocated, or never will be."""
+        with self._lock:
+            self._count(guard, -chunk)
+
+    def _count(self, guard: Guard, change: int) -> None:
+        """On each node its share; where any node may give all of it, all of it."""
+        for node in guard.reserve_bytes:
+            self._bytes[node] += round(change * (guard.shares.get(node, 0) if guard.shares else 1))
+
+
+claims = Claims()
+
+
+def next_chunk(remaining: int, headroom: int, page_size: int, *, n_threads: int = 1) -> int:
+    """How much to allocate next: whole pages, 0 where not one page fits above the reserve.
+
+    Towards the end chunks get smaller, so that several threads finish at the same time.
+    """
     chunk = min(max(headroom // _HEADROOM_PARTS, _SMALLEST_CHUNK, page_size), _LARGEST_CHUNK)
+    if n_threads > 1:
+        chunk = min(chunk, max(remaining // (2 * n_threads), _SMALLEST_CHUNK))
     chunk = min(max(chunk, page_size), remaining, headroom)
     return chunk - chunk % page_size

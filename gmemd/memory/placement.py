@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from gmemd.plan.admission import Reserve
     from gmemd.plan.model import RegionPlan
 
+MOST_THREADS = 4
+_WORTH_A_THREAD_BYTES = 256 << 20
+
 _SPREAD = frozenset({PolicyMode.INTERLEAVE, PolicyMode.WEIGHTED_INTERLEAVE})
 _PREFERENCE = frozenset({PolicyMode.PREFERRED, PolicyMode.PREFERRED_MANY})
 _UNTOLD = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
@@ -82,6 +85,17 @@ def cpus_beside(nodes: frozenset[int], host: Host) -> frozenset[int]:
         ),
     )
     return nearest.cpus
+
+
+def threads_for(plan: RegionPlan, cpus: frozenset[int]) -> int:
+    """How many threads allocate the region at the same time.
+
+    fallocate() of a guest_memfd takes its lock shared, so threads run in parallel; that of a memfd
+    and of huge pages takes the inode's lock alone, and a second thread only waits for it.
+    """
+    if plan.backend is not Backend.GUEST_MEMFD:
+        return 1
+    return max(1, min(MOST_THREADS, len(cpus), plan.size_bytes // _WORTH_A_THREAD_BYTES))
 
 
 def any_cpus(host: Host) -> frozenset[int]:
