@@ -47,15 +47,24 @@ def locate_vm(
     layout: MappingOf[tuple[int, int], Sequence[Extent]],
     idle: bool = True,
     stop: Event | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> VmAudit:
     """The same audit of regions that gmemd holds, with where in them their pages are; blocking.
 
     ``layout`` has the extents of those whose guest-physical addresses are known, by guest node and
     index. A region of which some is out of sight has no ``where``. ``idle`` is as for the audit,
-    ``progress`` gets bytes looked at since the last call. Raises AuditStoppedError.
+    ``progress`` gets bytes looked at and bytes in all. Raises AuditStoppedError.
     """
     clock, cpu = time.monotonic(), time.thread_time()
+    total = sum(seen.size_bytes for seen in audit.regions)
+    done = 0
+
+    def advance(length: int) -> None:
+        nonlocal done
+        done += length
+        if progress is not None:
+            progress(done, total)
+
     by_key = {(region.plan.guest_node, region.plan.index): region for region in regions}
     located = []
     for seen in audit.regions:
@@ -64,10 +73,10 @@ def locate_vm(
         if seen.exact and not seen.unknown_bytes:
             extents = layout.get(key, ())
             where = locate_region(
-                by_key[key], extents=extents, idle=idle, stop=stop, progress=progress
+                by_key[key], extents=extents, idle=idle, stop=stop, progress=advance
             )
-        elif progress is not None:
-            progress(seen.size_bytes)
+        else:
+            advance(seen.size_bytes)
         located.append(replace(seen, where=where))
     return replace(
         audit,
@@ -88,7 +97,8 @@ def locate_region(
 ) -> Where | None:
     """Where in a region that gmemd holds its pages are; None if they can't be seen.
 
-    Arguments are those of `locate_vm`. Raises AuditStoppedError between two windows.
+    ``extents`` are its in the guest's address space, if known; ``progress`` gets bytes looked at
+    since the last call; the rest is as for `locate_vm`. Raises AuditStoppedError.
     """
     plan = region.plan
     found = RegionMap(

@@ -90,13 +90,13 @@ class Desk:
         """Read config and specs again; raises ReloadFailed with everything as it was."""
         return await self._reload()
 
-    async def audit(self, vm: str) -> AsyncIterator[tuple[int, int] | None]:
+    async def audit(self, vm: str, *, where: bool) -> AsyncIterator[tuple[int, int] | None]:
         """Audit a VM now; gives bytes looked at and in all. Raises NotAuditable, AuditFailed."""
         if self._reconciler.observer.runs(vm):
-            await self._audit_observed(vm)
+            await self._audit_observed(vm, where=where)
             return
         managed = self._handing.vm(vm)
-        auditing = asyncio.create_task(self._reconciler.audit_now(vm))
+        auditing = asyncio.create_task(self._reconciler.audit_now(vm, where=where))
         while not (await asyncio.wait({auditing}, timeout=PROGRESS_SECONDS))[0]:
             yield managed.looked_at
         auditing.result()
@@ -105,10 +105,10 @@ class Desk:
         if managed.audit_error:
             raise errors.AuditFailed(vm=vm, message=managed.audit_error, hint=None)
 
-    async def _audit_observed(self, name: str) -> None:
+    async def _audit_observed(self, name: str, *, where: bool) -> None:
         """Look at a running VM now; raises NotAuditable and AuditFailed."""
         try:
-            seen = await self._reconciler.observer.audit_now(name)
+            seen = await self._reconciler.observer.audit_now(name, where=where)
         except GmemdError as error:
             raise errors.AuditFailed(vm=name, message=error.message, hint=error.hint) from error
         self._reconciler.look_at_all()
