@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from gmemd.audit.foreign import VmGoneError, audit_range, audit_taken
+from gmemd.audit.foreign import VmGoneError, audit_range
+from gmemd.audit.held import audit_taken
 from gmemd.audit.locating import locate_mapped, locate_region
 from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
 from gmemd.audit.sampling import allocate

@@ -295,26 +295,114 @@ int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int 
 	return result;
 }
 
-/* As gm_scan, of single pages of the window, by their numbers in it. */
-int64_t gm_scan_pages(int fd, uint64_t offset, uint64_t address, const uint64_t *pages,
-		      uint64_t count, struct gm_scan *out)
+/* --- sample --------------------------------------------------------------------------------- */
+
+/*
+ * What a sample maps at a time. It decides on what page tables cost, which is what makes a sample of
+ * a large file dearer than one of a small file. Measured, us a page for 4,096 pages of 1 and of
+ * 8 GiB: windows of 2 MiB 5.1 and 10, 32 MiB 3.2 and 4.1, 128 MiB 3.2 and 3.8, 2 GiB 2.3 and 4.3.
+ */
+#define SAMPLE_WINDOW (128ULL << 20)
+
+static int64_t query_listed(struct scan *scan, const uint64_t *addresses, const int16_t *failed,
+			    uint64_t count)
 {
-	struct scan scan = {.fd = fd, .offset = offset, .address = address,
-			    .page_size = base_page_size(), .use_cachestat = 1, .uffd = -1,
-			    .out = out};
-	int64_t result;
+	int status[BATCH];
+	int64_t result = gm_move_pages(0, count, addresses, NULL, status);
 	uint64_t i;
 
-	memset(out, 0, sizeof(*out));
-	if (count == 0)
-		return 0;
-	result = choose_look(&scan);
 	if (result < 0)
 		return result;
-	out->by_cachestat = (uint64_t)result;
+	for (i = 0; i < count; i++)
+		count_page(scan, 0, status[i] < 0 && failed[i] ? failed[i] : (int16_t)status[i]);
+	return 0;
+}
+
+static int64_t is_resident(const struct scan *scan, uint64_t page)
+{
+	unsigned char mark;
+
+	if (scan->out->by_cachestat)
+		return cached_pages(scan, page, 1);
+	return mark_resident(scan, page, 1, &mark);
+}
+
+/* Pages of a mapped window, by their numbers in it, each mapped right after the look at it. */
+static int64_t sample_window(struct scan *scan, const uint64_t *pages, uint64_t count,
+			     uint64_t first)
+{
+	uint64_t addresses[BATCH], found = 0, i;
+	int16_t failed[BATCH];
+
 	for (i = 0; i < count; i++) {
-		result = out->by_cachestat ? scan_range(&scan, pages[i], 1)
-					   : scan_range_by_mincore(&scan, pages[i], 1);
+		int64_t result = is_resident(scan, pages[i] - first);
+
+		if (result < 0)
+			return result;
+		if (result > 0) {
+			failed[found] = 0;
+			if (scan->uffd >= 0)
+				map_run(scan, pages[i] - first, 1, failed + found);
+			else
+				populate_around(scan, pages[i] - first, 1, failed + found);
+			addresses[found++] = scan->address + (pages[i] - first) * scan->page_size;
+		}
+		if (found == BATCH || (found && i + 1 == count)) {
+			result = query_listed(scan, addresses, failed, found);
+			if (result < 0)
+				return result;
+			found = 0;
+		}
+	}
+	return 0;
+}
+
+static int64_t map_and_sample(struct scan *scan, const uint64_t *pages, uint64_t count,
+			      uint64_t first, uint64_t length, int existing_only)
+{
+	int64_t address = gm_mmap(scan->fd, scan->offset, length, PROT_READ, 0), result = 0;
+
+	if (address < 0)
+		return address;
+	scan->address = (uint64_t)address;
+	scan->uffd = -1;
+	if (existing_only) {
+		result = open_minor_faults(scan->address, length, UFFD_FEATURE_MINOR_SHMEM);
+		scan->uffd = (int)result;
+	}
+	if (result >= 0)
+		result = choose_look(scan);
+	if (result >= 0) {
+		scan->out->by_cachestat = (uint64_t)result;
+		result = sample_window(scan, pages, count, first);
+	}
+	if (scan->uffd >= 0)
+		close(scan->uffd);
+	gm_munmap(scan->address, length);
+	return result;
+}
+
+/* As gm_scan, of single pages of a file's range, by their numbers in it, ascending. */
+int64_t gm_sample(int fd, uint64_t offset, uint64_t length, const uint64_t *pages, uint64_t count,
+		  int existing_only, struct gm_scan *out)
+{
+	struct scan scan = {.fd = fd, .page_size = base_page_size(), .use_cachestat = 1,
+			    .out = out};
+	uint64_t done, end, in_window = SAMPLE_WINDOW / scan.page_size;
+	int64_t result;
+
+	memset(out, 0, sizeof(*out));
+	for (done = 0; done < count; done = end) {
+		uint64_t first = pages[done] / in_window * in_window;
+		uint64_t start = first * scan.page_size;
+
+		for (end = done; end < count && pages[end] - first < in_window;)
+			end++;
+		scan.offset = offset + start;
+		result = map_and_sample(&scan, pages + done, end - done, first,
+					length - start < SAMPLE_WINDOW ? length - start
+								       : SAMPLE_WINDOW,
+					existing_only);
 		if (result < 0)
 			return result;
 	}
