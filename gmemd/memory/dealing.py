@@ -88,11 +88,10 @@ class Dealer:
                 self._give_back(length)
         return self._done == self._of.length
 
-    def room_bytes(self) -> int:
-        """What the payer has room for, up to what remains to be done."""
-        remaining = self._of.length - self._done
+    def payers_room_bytes(self) -> int | None:
+        """What the payer has room for; None where nothing limits it."""
         room = None if self._of.payer is None else cgroup.room_bytes(self._of.payer)
-        return remaining if room is None else max(0, min(room - _PAYERS_MARGIN, remaining))
+        return None if room is None else max(0, room - _PAYERS_MARGIN)
 
     def _deal_out(self) -> None:
         """A chunk for each thread, and one that the first to finish finds waiting."""
@@ -160,9 +159,11 @@ class Dealer:
             return min(remaining, max(of.page_size, _STEP_BYTES))
         if not remaining:
             return 0
-        most = self.room_bytes() - sum(self._dealt.values())
+        room = self.payers_room_bytes()
+        if room is not None:
+            room = max(0, room - sum(self._dealt.values()))
         return claims.take(
-            of.guard, remaining, of.page_size, n_threads=of.n_threads, most=max(0, most)
+            of.guard, remaining, of.page_size, n_threads=of.n_threads, payers_room=room
         )
 
     def _give_back(self, chunk: int) -> None:

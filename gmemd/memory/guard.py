@@ -84,13 +84,21 @@ class Claims:
         self._lock = threading.Lock()
 
     def take(
-        self, guard: Guard, remaining: int, page_size: int, *, n_threads: int, most: int
+        self,
+        guard: Guard,
+        remaining: int,
+        page_size: int,
+        *,
+        n_threads: int = 1,
+        payers_room: int | None = None,
     ) -> int:
-        """Claim the next chunk of at most ``most`` bytes; 0 where not a page fits now."""
+        """Claim the next chunk; 0 where not a page fits now. ``payers_room`` None: no limit."""
         with self._lock:
             available = guard.available()
             left = {node: size - self._bytes[node] for node, size in available.items()}
-            headroom = min(guard.headroom(left), most)
+            headroom = guard.headroom(left)
+            if payers_room is not None:
+                headroom = min(headroom, payers_room)
             chunk = next_chunk(remaining, headroom, page_size, n_threads=n_threads)
             self._count(guard, chunk)
         return chunk

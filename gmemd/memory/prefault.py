@@ -121,7 +121,7 @@ def prefault(
             elif cancel.is_set():
                 ended = {"outcome": PrefaultOutcome.CANCELLED}
             else:
-                ended = _stopped(job, dealer.room_bytes())
+                ended = _stopped(job, dealer.payers_room_bytes())
     allocated = confirmed_bytes if ended["outcome"] is PrefaultOutcome.COMPLETE else allocated_bytes
     there = allocated(job.fd, job.offset, job.length, job.page_size)
     ended.setdefault("needed_bytes", job.length - there)
@@ -199,9 +199,9 @@ def _is_pool_empty(error: KernelError, page_size: int) -> bool:
     return error.errno == errno.ENOSPC and page_size != BASE_PAGE
 
 
-def _stopped(job: PrefaultJob, payers_room: int) -> dict[str, Any]:
+def _stopped(job: PrefaultJob, payers_room: int | None) -> dict[str, Any]:
     """No room was left: in the cgroup that pays, or on a node."""
-    if payers_room < job.page_size:
+    if payers_room is not None and payers_room < job.page_size:
         payer = job.cgroup or cgroup.own_cgroup()
         return {
             "outcome": PrefaultOutcome.CGROUP_FULL,
