@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING
@@ -138,6 +139,23 @@ def test_what_is_out_of_sight_has_no_place(memfd: int) -> None:
     unreadable = AuditedRegion(os.open("/dev/null", os.O_RDONLY), plan())
     assert locate_region(unreadable) is None
     os.close(unreadable.fd)
+
+
+def test_memory_that_it_takes_does_not_grow_with_the_region() -> None:
+    size = 64 << 30
+    step = size // 1000 // PAGE * PAGE
+    fd = create_memfd("large", size)
+    for number in range(1000):
+        allocate(fd, number * step, PAGE)
+    tracemalloc.start()
+    try:
+        where = locate_region(AuditedRegion(fd, plan(size)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        os.close(fd)
+    assert held(where) == 1000 * PAGE
+    assert peak < MIB
 
 
 def test_it_stops_when_asked(memfd: int) -> None:
