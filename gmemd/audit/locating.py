@@ -12,13 +12,20 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gmemd.audit.scan import WINDOW_BYTES, AuditStoppedError
+from gmemd.audit.scan import RESIDENCY_CHANGED, WINDOW_BYTES, AuditStoppedError
 from gmemd.audit.where import RegionMap
 from gmemd.drift.region import is_declared
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mapping import Mapping
 from gmemd.kernel.memfd import PAGE_SIZE, is_guest_memfd
-from gmemd.kernel.pages import ABSENT, WindowScan, move_pages_query, scan_huge_window, scan_window
+from gmemd.kernel.pages import (
+    ABSENT,
+    WindowScan,
+    cachestat,
+    move_pages_query,
+    scan_huge_window,
+    scan_window,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +59,9 @@ def locate_vm(
     """The same audit of regions that gmemd holds, with where in them their pages are; blocking.
 
     ``layout`` has the extents of those whose guest-physical addresses are known, by guest node and
-    index. A region of which some is out of sight has no ``where``. ``idle`` is as for the audit,
-    ``progress`` gets bytes looked at and bytes in all. Raises AuditStoppedError.
+    index. A region of which some is out of sight has no ``where``. ``idle`` is as for the audit:
+    that other pages are there afterwards than were located is an error then. ``progress`` gets
+    bytes looked at and bytes in all. Raises AuditStoppedError.
     """
     clock, cpu = time.monotonic(), time.thread_time()
     total = sum(seen.size_bytes for seen in audit.regions)
@@ -77,7 +85,10 @@ def locate_vm(
             )
         else:
             advance(seen.size_bytes)
-        located.append(replace(seen, where=where))
+        errors = dict(seen.errors)
+        if where is not None and idle and _holds_others(by_key[key], where):
+            errors[RESIDENCY_CHANGED] = errors.get(RESIDENCY_CHANGED, 0) + 1
+        located.append(replace(seen, where=where, errors=errors))
     return replace(
         audit,
         regions=tuple(located),
@@ -161,6 +172,17 @@ def _scan(region: AuditedRegion, offset: int, length: int, *, in_use: bool) -> W
         return scan_huge_window(region.fd, offset, length, page_size, per_page=True)
     with Mapping(region.fd, offset, length, protection="read") as window:
         return scan_window(window, 0, length, per_page=True, existing_only=in_use)
+
+
+def _holds_others(region: AuditedRegion, where: Where) -> bool:
+    """Whether other pages are resident than were located; False where that can't be told."""
+    try:
+        resident = cachestat(region.fd, region.offset, region.plan.size_bytes).pages
+    except KernelError:
+        return False
+    cells = (cell for stretch in where.stretches for cell in stretch.cells)
+    located = sum(sum(cell.by_node.values()) + cell.unknown_bytes for cell in cells)
+    return located != resident * PAGE_SIZE
 
 
 def _allowed(plan: RegionPlan) -> frozenset[int] | None:

@@ -128,6 +128,21 @@ def test_an_audit_gets_it_and_takes_longer(memfd: int) -> None:
     assert steps[-1] == (SIZE, SIZE)
 
 
+@pytest.mark.parametrize("idle", [True, False])
+def test_pages_that_come_meanwhile_are_an_error_of_idle_regions(memfd: int, *, idle: bool) -> None:
+    allocate(memfd, 0, MIB)
+    regions = [AuditedRegion(memfd, plan())]
+    audit = audit_vm("vm", regions, idle=idle)
+    still = locate_vm(audit, regions, layout={}, idle=idle)
+    assert still.regions[0].errors == {}
+
+    def touch(_done: int, _total: int) -> None:
+        allocate(memfd, 8 * MIB, PAGE)
+
+    grown = locate_vm(audit, regions, layout={}, idle=idle, progress=touch)
+    assert grown.regions[0].errors == ({"residency_changed": 1} if idle else {})
+
+
 def test_what_is_out_of_sight_has_no_place(memfd: int) -> None:
     allocate(memfd, 0, MIB)
     regions = [AuditedRegion(memfd, plan())]

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from gmemd.client import Client
 from gmemd.client.blocking import call
+from gmemd.daemon.work import Workers
+from gmemd.kernel.fallocate import allocate
+from gmemd.kernel.memfd import create_memfd
+from gmemd.memory.regions import Region
+from gmemd.plan.model import Strategy
 from tests.qemu import start_qemu
+from tests.unit.daemon.vms import region_plan
 
 if TYPE_CHECKING:
     from tests.kernel.daemon.conftest import Daemon
@@ -66,3 +77,35 @@ def test_a_running_vm_has_offsets_in_its_guest_nodes(daemon: Daemon) -> None:
             (stretch,) = where["stretches"]
             assert (stretch["gpa"], stretch["offset"], stretch["size"]) == (None, 0, size * MIB)
             assert held(where) == size * MIB
+
+
+@pytest.mark.parametrize("confidential", [True, False])
+def test_confidential_memory_is_not_located(*, confidential: bool) -> None:
+    """It is not mapped for reading, even where none of it is resident yet."""
+    steps: list[tuple[int, int]] = []
+
+    async def audit(region: Region) -> Any:  # noqa: ANN401  an audit
+        return await workers.audit(
+            "vm",
+            [region],
+            confidential=confidential,
+            idle=True,
+            holders_cgroup=None,
+            progress=lambda *step: steps.append(step),
+            stop=threading.Event(),
+            layout={},
+        )
+
+    plan = region_plan()
+    with closing(Workers()) as workers:
+        for resident in (0, MIB):
+            fd = create_memfd("region", plan.size_bytes)
+            if resident:
+                allocate(fd, 0, resident)
+            steps.clear()
+            with Region(plan, fd, (0, 0), Strategy.INODE_POLICY, "") as region:
+                (seen,) = asyncio.run(audit(region)).regions
+            assert (seen.where is None) is confidential
+            assert seen.resident_bytes == resident
+            looks = 1 if confidential else 2
+            assert steps[-1] == (looks * plan.size_bytes, looks * plan.size_bytes)
