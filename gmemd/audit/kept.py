@@ -39,14 +39,15 @@ class Look:
     """A window as it is now; ``read_pages`` of its pages were read, the others are as they were.
 
     ``lost_pages`` were known and aren't there any more, or were made anew. ``runs`` are those read
-    in a window that was kept (first base page in the file, number of pages); of more than a few
-    hundred only the first.
+    in a window that was kept (first base page in the file, number of pages); ``runs_told`` says
+    whether they are all.
     """
 
     scan: WindowScan
     read_pages: int
     lost_pages: int = 0
     runs: tuple[tuple[int, int], ...] = ()
+    runs_told: bool = False
 
 
 @dataclass(slots=True)
@@ -172,6 +173,7 @@ class KeptWindows:
             read_pages=rescan.found.resident_pages,
             lost_pages=rescan.lost.resident_pages,
             runs=tuple((first + page, pages) for page, pages in rescan.runs),
+            runs_told=len(rescan.runs) == rescan.n_runs and not gone,
         )
 
     def _drop(self, file: _File, where: tuple[int, int]) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from gmemd.audit.scan import (
     RESIDENCY_CHANGED,
     WINDOW_BYTES,
-    ReadRanges,
     Tally,
+    has_changed,
     huge_bytes,
     looker,
 )
@@ -231,10 +231,9 @@ class RollingScan:
             idle=region.idle,
             kept=self._kept,
         )
-        if how.look(at, length, tally) and region.idle:
-            read = ReadRanges()
-            read.add(at, length, tally.resident_bytes)
-            tally.errors[RESIDENCY_CHANGED] += read.changed(region.fd)
+        read = how.look(at, length, tally)
+        if region.idle and has_changed(region.fd, read):
+            tally.errors[RESIDENCY_CHANGED] += 1
         return _Seen(
             timestamp=time.time(),
             by_node=tuple(tally.by_node.items()),

@@ -66,23 +66,29 @@ struct scan {
 	struct gm_scan *out;
 };
 
-static void count_page(struct scan *scan, uint64_t page, int16_t node)
+/* Counts pages in a row that answered alike: a node, or -errno. */
+static void count_pages(struct scan *scan, uint64_t page, uint64_t count, int16_t node)
 {
 	struct gm_scan *out = scan->out;
-	uint64_t error = node < 0 && node > -GM_ERRNOS ? (uint64_t)-node : ERANGE;
+	uint64_t error = node < 0 && node > -GM_ERRNOS ? (uint64_t)-node : ERANGE, i;
 
-	out->resident++;
-	if (scan->nodes)
-		scan->nodes[page] = node;
+	out->resident += count;
+	for (i = 0; scan->nodes && i < count; i++)
+		scan->nodes[page + i] = node;
 	if (node >= 0 && node < GM_NODES) {
-		out->by_node[node]++;
+		out->by_node[node] += count;
 		if (out->nodes_end <= (uint64_t)node)
 			out->nodes_end = (uint64_t)node + 1;
 		return;
 	}
-	out->errors[error]++;
+	out->errors[error] += count;
 	if (out->errors_end <= error)
 		out->errors_end = error + 1;
+}
+
+static void count_page(struct scan *scan, uint64_t page, int16_t node)
+{
+	count_pages(scan, page, 1, node);
 }
 
 static int64_t populate_read(uint64_t address, uint64_t length)
@@ -142,22 +148,36 @@ static void map_run(struct scan *scan, uint64_t page, uint64_t count, int16_t *f
 	}
 }
 
+static int16_t node_of(int status, int16_t failed)
+{
+	return status < 0 && failed ? failed : (int16_t)status;
+}
+
 /* Maps up to BATCH resident pages and counts them by node. */
 static int64_t take_run(struct scan *scan, uint64_t page, uint64_t count)
 {
-	int16_t failed[BATCH] = {0}, nodes[BATCH];
+	uint64_t addresses[BATCH], start = 0, i;
+	int16_t failed[BATCH] = {0};
+	int status[BATCH];
 	int64_t result;
-	uint64_t i;
 
 	if (scan->uffd >= 0)
 		map_run(scan, page, count, failed);
 	else
 		populate_around(scan, page, count, failed);
-	result = query_batch(scan->address + page * scan->page_size, count, scan->page_size, nodes);
+	for (i = 0; i < count; i++)
+		addresses[i] = scan->address + (page + i) * scan->page_size;
+	result = gm_move_pages(0, count, addresses, NULL, status);
 	if (result < 0)
 		return result;
-	for (i = 0; i < count; i++)
-		count_page(scan, page + i, nodes[i] < 0 && failed[i] ? failed[i] : nodes[i]);
+	for (i = 1; i <= count; i++) {
+		int16_t node = node_of(status[start], failed[start]);
+
+		if (i < count && node_of(status[i], failed[i]) == node)
+			continue;
+		count_pages(scan, page + start, i - start, node);
+		start = i;
+	}
 	return 0;
 }
 
@@ -314,7 +334,7 @@ static int64_t query_listed(struct scan *scan, const uint64_t *addresses, const 
 	if (result < 0)
 		return result;
 	for (i = 0; i < count; i++)
-		count_page(scan, 0, status[i] < 0 && failed[i] ? failed[i] : (int16_t)status[i]);
+		count_page(scan, 0, node_of(status[i], failed[i]));
 	return 0;
 }
 

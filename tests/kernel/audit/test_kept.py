@@ -105,13 +105,13 @@ def test_a_scan_of_kept_windows_is_a_scan(kept: KeptWindows, memory: Memory) -> 
     assert memory.scan(window_bytes=4 * MIB, kept=kept) == memory.scan()
 
 
-def test_a_page_made_by_another_right_then_is_an_error_there_too(
+def test_a_page_that_goes_right_then_is_an_error_there_too(
     kept: KeptWindows, memory: Memory
 ) -> None:
     memory.touch(0, 10)
     memory.scan(kept=kept)
     memory.touch(10, 1)
-    found = memory.scan(kept=kept, progress=lambda _: memory.touch(11, 1))
+    found = memory.scan(kept=kept, progress=lambda _: memory.punch(10, 1))
     assert found.errors == {"residency_changed": 1}
 
 

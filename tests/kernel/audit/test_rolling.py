@@ -180,10 +180,10 @@ def test_a_page_made_right_then_is_an_error(
         how = scan(*args, **options)
 
         class Meddler:
-            def look(self, *where: object) -> bool:
+            def look(self, *where: object) -> object:
                 read = how.look(*where)
                 memory.touch(7, 1)
-                return bool(read)
+                return read
 
         return Meddler()
 
