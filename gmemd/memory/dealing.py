@@ -94,8 +94,8 @@ class Dealer:
         return None if room is None else max(0, room - _PAYERS_MARGIN)
 
     def _deal_out(self) -> None:
-        """A chunk for each thread, and one that the first to finish finds waiting."""
-        while len(self._dealt) <= self._of.n_threads:
+        """A chunk for each thread, and one that it finds waiting: this process may be late."""
+        while len(self._dealt) < 2 * self._of.n_threads:
             self._skip_what_is_there()
             chunk = self._chunk()
             if not chunk:

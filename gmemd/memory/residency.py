@@ -11,7 +11,7 @@ from gmemd.kernel import pages
 from gmemd.kernel.errors import KernelError
 
 BASE_PAGE = 4096
-_CONFIRMED_WINDOWS = 256
+_CONFIRMED_WINDOWS = 64
 _CONFIRMED_WINDOW_BYTES = 1 << 20
 
 
