@@ -31,7 +31,7 @@ _LINE = 18
 _TITLE_LINE = 30
 _STRETCH_HEIGHT = _LINE + _BAR_HEIGHT + _MARK_HEIGHT + 4 + _LINE + 12
 _LEGEND_STEP = 190
-_LEAST_WIDTH = 4.0
+_LEAST_WIDTH = 4
 
 
 def colour_of(host_node: int) -> str:
@@ -54,7 +54,7 @@ def render_svg(vms: Sequence[Mapping[str, Any]]) -> str:
     width = _WIDTH + 2 * _MARGIN
     size = f'viewBox="0 0 {width} {y}" width="{width}" height="{y}"'
     font = f'font-family="sans-serif" font-size="13" fill="{_INK}"'
-    edges = 'shape-rendering="crispEdges"'  # columns side by side, without seams
+    edges = 'shape-rendering="crispEdges"'  # side by side without seams, at whole pixels
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font} {edges}>',
@@ -138,7 +138,7 @@ def _draw_stretch(
 ) -> Iterator[str]:
     """One bar: ``scale`` is in pixels per byte."""
     size = stretch["size"]
-    width = max(_LEAST_WIDTH, size * scale)
+    width = max(_LEAST_WIDTH, round(size * scale))
     scale = width / size
     words = f"guest node {node['id']}: {format_size(size)} at {address_words(stretch)}"
     yield _text(_MARGIN, y + 13, words)
@@ -146,9 +146,11 @@ def _draw_stretch(
     yield _rect(_MARGIN, y, width, _BAR_HEIGHT, fill=_EMPTY)
     for start, length, cell in _alike(stretch):
         tip = f"{address_words(stretch, start)}, {format_size(length)}: {_cell_words(cell)}"
-        yield f'<g transform="translate({_MARGIN + start * scale:.2f} {y})">'
+        left = round(start * scale)
+        right = max(left + 1, round((start + length) * scale))
+        yield f'<g transform="translate({_MARGIN + left} {y})">'
         yield f"<title>{escape(tip)}</title>"
-        yield from _draw_cell(cell, length * scale, length)
+        yield from _draw_cell(cell, right - left, length)
         yield "</g>"
     y += _BAR_HEIGHT + _MARK_HEIGHT + 4
     yield _text(_MARGIN, y + 11, address_words(stretch), **_SMALL)
@@ -181,7 +183,7 @@ def _contents(cell: Mapping[str, Any]) -> tuple[list[tuple[str, int]], int, int]
     return list(cell["by_node"].items()), cell["misplaced"], cell["unknown"]
 
 
-def _draw_cell(cell: Mapping[str, Any], width: float, length: int) -> Iterator[str]:
+def _draw_cell(cell: Mapping[str, Any], width: int, length: int) -> Iterator[str]:
     """A part of ``length`` bytes, its corner at the origin."""
     held = [(colour_of(int(node)), size) for node, size in cell["by_node"].items()]
     bottom = float(_BAR_HEIGHT)
