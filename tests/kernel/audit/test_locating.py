@@ -21,7 +21,7 @@ from gmemd.plan.layout import Extent
 from gmemd.plan.model import RegionPlan, Strategy
 from gmemd.spec.model import Backend, PolicyMode
 from tests.kernel.audit.conftest import MIB, PAGE, Memory
-from tests.kernel.target import Target
+from tests.kernel.target import HUGE, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,6 +94,22 @@ def test_a_region_that_begins_within_its_file(memfd: int) -> None:
     assert where is not None
     (found,) = where.misplaced
     assert (found.offset, found.size_bytes, found.gpa) == (MIB, MIB, (4 << 30) + MIB)
+
+
+@pytest.mark.usefixtures("huge_pool")
+def test_huge_pages_are_one_page_each() -> None:
+    fd = create_memfd("huge", 6 * HUGE, page_size=HUGE)
+    try:
+        allocate(fd, 1 * HUGE, 2 * HUGE)
+        allocate(fd, 5 * HUGE, HUGE)
+        where = locate_region(AuditedRegion(fd, plan(6 * HUGE, page_size=HUGE)))
+    finally:
+        os.close(fd)
+    assert where is not None
+    assert [(found.offset, found.size_bytes) for found in where.misplaced] == [(HUGE, 5 * HUGE)]
+    assert [sum(cell.by_node.values()) for cell in where.stretches[0].cells] == [
+        0, HUGE, HUGE, 0, 0, HUGE,
+    ]  # fmt: skip
 
 
 def test_nothing_is_misplaced_where_nothing_is_declared(memfd: int) -> None:
