@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ NEWCOMERS_PAUSE_SECONDS = 0.02
 """Between VMs that were looked at before, and between those that nothing is known of yet."""
 
 SLOW_SECONDS = 30.0
-"""Longer than any look takes, unless a process that is looked at is stuck in the kernel."""
+"""Longer than any look takes but one at every page, unless a process is stuck in the kernel."""
 
 _LOOKED_FOR = ("it is being looked for", "")
 
@@ -223,7 +223,7 @@ class Observer:
         """Look at one VM, and take on what was seen."""
         found = vm.found
         try:
-            with _noting(f"looking at {vm.name}"):
+            with nullcontext() if where else _noting(f"looking at {vm.name}"):
                 seen = await self._workers.observe(self._see, found, host, where=where)
         except AuditStoppedError:
             return
