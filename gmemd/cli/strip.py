@@ -159,7 +159,9 @@ def _print_ranges(
     more = sum(region["where"]["more"] for _, region in shown)
     more_bytes = sum(region["where"]["more_bytes"] for _, region in shown)
     if not ranges:
-        print_line(out, "no page is misplaced", indent=2)
+        declared = any(node["drift"] and node["drift"]["declared"] for node, _ in shown)
+        words = "no page is misplaced" if declared else "nothing declares where pages should be"
+        print_line(out, words, indent=2)
         return
     largest = sorted(ranges, key=lambda pair: -pair[1]["misplaced"])
     listed = {id(found) for _, found in largest[:MOST_LINES]}

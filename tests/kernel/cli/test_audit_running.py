@@ -332,4 +332,4 @@ def test_where_a_vms_pages_are(vmms: Vmms, tmp_path: Path) -> None:
         assert held == resident_bytes(vm) == 8 * MIB
         assert region["where"]["misplaced"] == []
     assert "<title>+0x0, 8MiB: host node" in picture.read_text()
-    assert "  no page is misplaced" in shown.stdout.splitlines()
+    assert "  nothing declares where pages should be" in shown.stdout.splitlines()
