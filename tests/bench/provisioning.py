@@ -94,7 +94,7 @@ def cases(mebibytes: int) -> list[Case]:
     ]
 
 
-def compare(program: Path, case: Case, *, qemu: bool = True, repeats: int = REPEATS) -> list[Row]:
+def compare(program: Path, case: Case, *, qemu: bool, repeats: int) -> list[Row]:
     """The floor, gmemd and, for one memfd, QEMU."""
     ways: dict[str, Callable[[Sequence[int]], None]] = {
         "C floor": lambda fds: _floor(program, fds, case),
