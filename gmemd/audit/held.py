@@ -33,8 +33,8 @@ MOST_DRAWS = 16
 WHOLE = 4
 """Times the pages wanted: a region with no more is looked at whole, which costs about as much."""
 
-POLICIES_READ = 16
-"""Places of a region at which its policy is read."""
+POLICIES_READ = 4
+"""Places of a region at which its policy is read, which takes as long as some 20 pages do."""
 
 _AT_A_TIME = 1024  # pages, some 4 ms between two chances to stop
 

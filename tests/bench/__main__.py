@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.bench import observing, provisioning, target
+from tests.bench import observing, provisioning, scanning, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,8 +41,16 @@ def _provisioning(folder: Path, sizes: Sequence[int]) -> Section:
     return rows, provisioning.table(rows)
 
 
+def _scanning(folder: Path, sizes: Sequence[int]) -> Section:
+    """Looking at memory that gmemd holds, beside the system calls alone."""
+    program = scanning.build(folder)
+    rows = [row for size in sizes for row in scanning.compare(program, size)]
+    return rows, scanning.table(rows)
+
+
 SECTIONS: dict[str, Callable[[Path, Sequence[int]], Section]] = {
     "running": _running,
+    "scanning": _scanning,
     "provisioning": _provisioning,
 }
 
