@@ -94,7 +94,7 @@ class Dealer:
         return None if room is None else max(0, room - _PAYERS_MARGIN)
 
     def _deal_out(self) -> None:
-        """A chunk for each thread, and one that it finds waiting: this process may be late."""
+        """A chunk for each thread and, far from every limit, one that it finds waiting."""
         while len(self._dealt) < 2 * self._of.n_threads:
             self._skip_what_is_there()
             chunk = self._chunk()
@@ -163,7 +163,12 @@ class Dealer:
         if room is not None:
             room = max(0, room - sum(self._dealt.values()))
         return claims.take(
-            of.guard, remaining, of.page_size, n_threads=of.n_threads, payers_room=room
+            of.guard,
+            remaining,
+            of.page_size,
+            n_threads=of.n_threads,
+            payers_room=room,
+            ahead=len(self._dealt) >= of.n_threads,
         )
 
     def _give_back(self, chunk: int) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gmemd.plan.admission import Reserve
 
 # Regions that share no node are prefaulted at the same time, this many at most; those that do
-# take turns, so that no guard reads figures that another helper is about to change.
+# take turns: each has all CPUs of its node to itself. VMs don't wait for each other (guard.Claims).
 _HELPERS_AT_ONCE = 4
 _CANCEL_POLL_SECONDS = 0.1
 

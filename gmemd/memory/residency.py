@@ -39,8 +39,8 @@ def allocated_bytes(fd: int, offset: int, length: int, page_size: int) -> int:
 def confirmed_bytes(fd: int, offset: int, length: int, page_size: int) -> int:
     """``length`` where all of a range that was just allocated seems to be there, else what is.
 
-    Counting each page takes a twentieth of the time that allocating it does, so windows drawn at
-    random are looked at, and everything only where one of them has a hole.
+    Counting takes a tenth of the time that allocating does (0.09 and 0.83 s for 4 GiB), so windows
+    drawn at random are looked at, and everything only where one of them has a hole.
     """
     if page_size == BASE_PAGE and length > _CONFIRMED_WINDOWS * _CONFIRMED_WINDOW_BYTES:
         last = length // _CONFIRMED_WINDOW_BYTES - 1

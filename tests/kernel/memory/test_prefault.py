@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -297,9 +298,9 @@ def test_many_at_once_leave_the_reserve_alone(
     most = 0
     take, give_back = claims.take, claims.give_back
 
-    def taking(guard: Guard, *sizes: int, n_threads: int, payers_room: int | None) -> int:
+    def taking(guard: Guard, *sizes: int, **options: Any) -> int:  # noqa: ANN401 - passed on
         nonlocal dealt, most
-        chunk = take(guard, *sizes, n_threads=n_threads, payers_room=payers_room)
+        chunk = take(guard, *sizes, **options)
         dealt += chunk
         most = max(most, dealt)
         return chunk

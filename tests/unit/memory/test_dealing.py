@@ -55,6 +55,18 @@ def test_the_payers_room_bounds_a_chunk(tmp_path: Path) -> None:
     assert claims.take(guard, 1 << 40, PAGE, payers_room=0) == 0
 
 
+def test_near_a_limit_nothing_is_dealt_ahead(tmp_path: Path) -> None:
+    claims, guard = Claims(), guard_with(tmp_path, free_pages=100_000)
+    assert claims.take(guard, 1 << 40, PAGE, ahead=True) == 0
+    assert claims.take(guard, 1 << 40, PAGE)
+
+
+def test_threads_share_what_one_may_have() -> None:
+    headroom = 2048 * MIB
+    assert next_chunk(1 << 40, headroom, PAGE) == 128 * MIB
+    assert next_chunk(1 << 40, headroom, PAGE, n_threads=4) == 32 * MIB
+
+
 def test_several_threads_end_with_small_chunks() -> None:
     remaining, chunks = 4096 * MIB, []
     while remaining:
