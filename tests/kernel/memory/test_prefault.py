@@ -326,3 +326,20 @@ def test_many_at_once_leave_the_reserve_alone(
     assert dealt == 0
     assert 0 < most <= room
     assert no_children()
+
+
+def test_a_small_one_does_not_wait_for_a_large_one(
+    guest_memfd: Callable[..., int], job: Job
+) -> None:
+    """Both are at work at the same time, on the same node and CPUs."""
+    large, small = guest_memfd(2048 * MIB, flags=0), guest_memfd(32 * MIB, flags=0)
+    begun = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            prefault, job(large, n_threads=2), progress=lambda _: begun.set(), cancel=never
+        )
+        assert begun.wait(60)
+        result = prefault(job(small), progress=lambda _: None, cancel=never)
+        assert not running.done()
+        assert result.outcome is PrefaultOutcome.COMPLETE
+        assert running.result().outcome is PrefaultOutcome.COMPLETE
