@@ -2,7 +2,7 @@
 
 A process' mappings are asked for by move_pages, which looks at its page tables and faults nothing
 in, so that memory behind a userfaultfd (a migration's postcopy) is safe. A guest_memfd is taken for
-the time of a look, through a mapping of gmemd's own that populates nothing but what is resident.
+the time of a look (`audit.held`).
 """
 
 from __future__ import annotations
@@ -15,19 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gmemd.audit.model import RegionAudit, Sample
-from gmemd.audit.sampling import draw_pages, scale_up
-from gmemd.audit.scan import AuditStoppedError, Tally, note_policy, scan_region
+from gmemd.audit.sampling import draw_pages, estimated
+from gmemd.audit.scan import AuditStoppedError
 from gmemd.drift.interval import pages_between
 from gmemd.errors import Exit, GmemdError
 from gmemd.kernel.errors import KernelError, errno_name
-from gmemd.kernel.mapping import Mapping
-from gmemd.kernel.memfd import PAGE_SIZE
-from gmemd.kernel.pages import (
-    ForeignScan,
-    scan_foreign_pages,
-    scan_foreign_range,
-    scan_pages,
-)
+from gmemd.kernel.pages import ForeignScan, scan_foreign_pages, scan_foreign_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,9 +34,6 @@ if TYPE_CHECKING:
 
 WINDOW_PAGES = 1 << 15
 """Looked at between two chances to stop: 30 ms in a row, some 150 ms at random."""
-
-TAKEN_WINDOW_BYTES = 1 << 30
-"""What a sample maps of a taken guest_memfd at a time: page tables stay below 2 MiB."""
 
 NOT_MAPPED = "allocated, but not mapped by the VMM"
 
@@ -136,52 +126,8 @@ def audit_range(
     if drawn < population:
         hits = seen.by_node.total() + unknown
         most = pages_between(hits, drawn, population)[1] * page_size
-        audit = _estimated(audit, Sample(population, drawn, dict(seen.by_node), unknown))
+        audit = estimated(audit, Sample(population, drawn, dict(seen.by_node), unknown))
     return _with_unmapped(audit, min(allocated_bytes or 0, size_bytes) - most)
-
-
-def audit_taken(
-    fd: int,
-    *,
-    guest_node: int,
-    index: int,
-    size_bytes: int,
-    sample_pages: int | None,
-    rng: Random,
-    readable: bool = True,
-    policy_kept: bool = True,
-    stop: Event | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> RegionAudit:
-    """Look where the first ``size_bytes`` of a running VM's guest_memfd are, by the caller's fd.
-
-    As `scan_region` of memory in use, or pages drawn as `audit_range` does: each is looked at
-    through a mapping that is gone when the call returns. What can't be mapped for reading at all is
-    counted whole, and unknown. Raises AuditStoppedError, KernelError.
-    """
-    population = size_bytes // PAGE_SIZE
-    if readable and sample_pages is not None and sample_pages < population:
-        drawn = draw_pages(population, sample_pages, rng)
-        tally = _sample_taken(
-            fd, size_bytes, drawn, policy_kept=policy_kept, stop=stop, progress=progress
-        )
-        if tally is not None:
-            audit = tally.as_audit(guest_node, index, size_bytes)
-            in_sample = {node: held // PAGE_SIZE for node, held in audit.by_node.items()}
-            unknown = audit.unknown_bytes // PAGE_SIZE
-            return _estimated(audit, Sample(population, sample_pages, in_sample, unknown))
-    return scan_region(
-        fd,
-        guest_node=guest_node,
-        index=index,
-        size_bytes=size_bytes,
-        page_size=PAGE_SIZE,
-        readable=readable,
-        policy_kept=policy_kept,
-        idle=False,
-        stop=stop,
-        progress=progress,
-    )
 
 
 def _whole(ranges: Sequence[tuple[int, int]], page_size: int) -> Iterator[_Window]:
@@ -219,38 +165,6 @@ def _look(pid: int, window: _Window, page_size: int) -> ForeignScan:
         raise
 
 
-def _sample_taken(
-    fd: int,
-    size_bytes: int,
-    drawn: array[int],
-    *,
-    policy_kept: bool,
-    stop: Event | None,
-    progress: Callable[[int], None] | None,
-) -> Tally | None:
-    """Look at drawn pages of a file, window by window; None if it can't be mapped."""
-    tally = Tally(PAGE_SIZE)
-    for offset in range(0, size_bytes, TAKEN_WINDOW_BYTES):
-        _stop_if_asked(stop, offset, size_bytes)
-        length = min(TAKEN_WINDOW_BYTES, size_bytes - offset)
-        first = offset // PAGE_SIZE
-        start, end = (bisect_left(drawn, first + pages) for pages in (0, length // PAGE_SIZE))
-        if start < end:
-            pages = array("Q", (page - first for page in drawn[start:end]))
-            if policy_kept:
-                note_policy(fd, offset, tally)
-            try:
-                with Mapping(fd, offset, length, protection="read") as window:
-                    tally.add(scan_pages(window, pages))
-            except KernelError as error:
-                if error.errno == errno.ENODEV:
-                    return None
-                raise
-        if progress is not None:
-            progress(length)
-    return tally
-
-
 def _stop_if_asked(stop: Event | None, done: int, size_bytes: int) -> None:
     if stop is not None and stop.is_set():
         raise AuditStoppedError(f"audit stopped at {done} of {size_bytes} bytes")
@@ -258,22 +172,6 @@ def _stop_if_asked(stop: Event | None, done: int, size_bytes: int) -> None:
 
 def _in_bytes(pages: Counter[int], page_size: int) -> dict[int, int]:
     return {node: count * page_size for node, count in sorted(pages.items())}
-
-
-def _estimated(audit: RegionAudit, sample: Sample) -> RegionAudit:
-    """The same with its bytes, those of the pages drawn, scaled up to all pages."""
-    nodes = sorted(sample.by_node)
-    counts = [sample.by_node[node] for node in nodes]
-    absent = sample.drawn - sum(counts) - sample.unknown
-    *held, unknown, _ = scale_up([*counts, sample.unknown, absent], sample.population)
-    return replace(
-        audit,
-        resident_bytes=(sum(held) + unknown) * audit.page_size,
-        by_node={node: n * audit.page_size for node, n in zip(nodes, held, strict=True)},
-        unknown_bytes=unknown * audit.page_size,
-        exact=False,
-        sample=sample,
-    )
 
 
 def _with_unmapped(audit: RegionAudit, unmapped_bytes: int) -> RegionAudit:

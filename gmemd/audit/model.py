@@ -33,6 +33,58 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Cell:
+    """What one piece of an address space holds, in bytes; what nothing counts are holes."""
+
+    by_node: Mapping[int, int] = field(default_factory=dict)
+    misplaced_bytes: int = 0
+    unknown_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Bytes of a region that follow upon each other in the guest, in cells of equal size.
+
+    ``offset`` counts from the region's start; ``gpa`` is its guest-physical address, None where
+    that isn't known. The last cell may reach beyond the stretch.
+    """
+
+    offset: int
+    size_bytes: int
+    cell_bytes: int
+    cells: tuple[Cell, ...]
+    gpa: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MisplacedRange:
+    """From one misplaced page to another with nothing but such pages, and holes, between them."""
+
+    offset: int
+    size_bytes: int
+    by_node: Mapping[int, int]
+    gpa: int | None = None
+
+    @property
+    def misplaced_bytes(self) -> int:
+        """The range without its holes."""
+        return sum(self.by_node.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where in a region what is: all of it in cells, and its largest misplaced ranges by offset.
+
+    ``more`` counts the ranges that aren't here, with ``more_bytes`` misplaced in them.
+    """
+
+    stretches: tuple[Stretch, ...]
+    misplaced: tuple[MisplacedRange, ...] = ()
+    more: int = 0
+    more_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RegionAudit:
     """One region's pages. sum(by_node) + unknown_bytes = resident_bytes, always.
 
@@ -41,6 +93,7 @@ class RegionAudit:
     ``policy`` is the inode's at the region's start, read through a fresh mapping; None where it
     can't be read; ``other_policies`` are those found further in, where they differ from it.
     ``unknown_reason`` says why bytes are unknown; ``errors`` counts what went wrong by reason.
+    ``where`` is there if it was asked for, from a look of its own right after the region's.
     """
 
     guest_node: int
@@ -57,6 +110,7 @@ class RegionAudit:
     exact: bool = True
     other_policies: tuple[PolicyRead, ...] = ()
     sample: Sample | None = None
+    where: Where | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from gmemd.audit.foreign import VmGoneError, audit_range, audit_taken
+from gmemd.audit.foreign import VmGoneError, audit_range
+from gmemd.audit.held import audit_taken
+from gmemd.audit.locating import locate_mapped, locate_region
 from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
 from gmemd.audit.sampling import allocate
+from gmemd.audit.vm import AuditedRegion
 from gmemd.host.vms.finding import holds_userfaultfd, still_runs, to_see_it
 from gmemd.host.vms.model import PieceKind
 from gmemd.host.vms.taking import VmmGoneError, open_vmm, taken
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from random import Random
     from threading import Event
 
+    from gmemd.audit.model import Where
     from gmemd.host.vms.model import Piece, VmmProcess
     from gmemd.plan.observed import ObservedRegion, ObservedVm, UnmatchedPiece
 
@@ -78,13 +82,14 @@ class Effort:
     """How much is looked at: ``sample_pages`` of each guest node, None for every page.
 
     ``progress`` gets bytes looked at since the last call. A set ``stop`` ends the audit with
-    AuditStoppedError.
+    AuditStoppedError. ``where``: look once more, at every page, to tell where in the regions it is.
     """
 
     sample_pages: int | None
     rng: Random
     stop: Event | None = None
     progress: Callable[[int], None] | None = None
+    where: bool = False
 
 
 def read_policies(vmm: VmmProcess) -> dict[int, PolicyRead]:
@@ -182,8 +187,10 @@ class _Work:
         for region, pages in zip(regions, self._shares(regions), strict=True):
             plan = region.plan
             found = self._audit(region.extents, plan.guest_node, plan.index, pages)
-            if found is not None:
-                audits.append(replace(found, size_bytes=plan.size_bytes))
+            if found is None:
+                continue
+            where = self._locate(region) if self._effort.where and found.exact else None
+            audits.append(replace(found, size_bytes=plan.size_bytes, where=where))
         return audits
 
     def audit_unmatched(self, pieces: Sequence[UnmatchedPiece]) -> list[RegionAudit | None]:
@@ -233,14 +240,36 @@ class _Work:
         if unseen not in self.unseen:
             self.unseen.append(unseen)
 
+    def _locate(self, region: ObservedRegion) -> Where | None:
+        """Where in a region its pages are; None, and a word about it, where that can't be seen."""
+        effort, first = self._effort, region.extents[0]
+        try:
+            if first.piece.kind is PieceKind.GUEST_MEMFD:
+                plan = replace(region.plan, size_bytes=first.length)
+                with _taken(self._vmm, first.piece) as fd:
+                    return locate_region(
+                        AuditedRegion(fd, plan),
+                        idle=False,
+                        stop=effort.stop,
+                        progress=effort.progress,
+                    )
+            return locate_mapped(
+                self._vmm.pid,
+                _ranges(region.extents),
+                region.plan,
+                page_size=first.piece.page_size,
+                stop=effort.stop,
+                progress=effort.progress,
+            )
+        except KernelError as error:
+            if error.errno in (errno.ESRCH, errno.EINVAL):
+                raise VmGoneError(gone(self._vmm).message) from error
+            self._note(Unseen(Unknown.UNREADABLE, error.message, error.hint or ""))
+            return None
+
     def _audit_mapped(
         self, extents: Sequence[Extent], guest_node: int, index: int, pages: int | None
     ) -> RegionAudit:
-        ranges = [
-            (extent.piece.address + extent.offset, extent.length)
-            for extent in extents
-            if extent.piece.address is not None
-        ]
         first = extents[0].piece
         held = [
             policy
@@ -250,7 +279,7 @@ class _Work:
         policy, *others = dict.fromkeys(held) or [None]
         return audit_range(
             self._vmm.pid,
-            ranges,
+            _ranges(extents),
             guest_node=guest_node,
             index=index,
             page_size=first.page_size,
@@ -277,6 +306,15 @@ class _Work:
                 stop=self._effort.stop,
                 progress=self._effort.progress,
             )
+
+
+def _ranges(extents: Sequence[Extent]) -> list[tuple[int, int]]:
+    """Address and length of each extent that the VMM maps."""
+    return [
+        (extent.piece.address + extent.offset, extent.length)
+        for extent in extents
+        if extent.piece.address is not None
+    ]
 
 
 def _allocated_bytes(extents: Sequence[Extent]) -> int | None:

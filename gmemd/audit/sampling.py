@@ -8,11 +8,14 @@ pages are drawn, never on how many there are.
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from random import Random
+
+    from gmemd.audit.model import RegionAudit, Sample
 
 LEAST_PAGES = 256
 """Of a region's sample: what holds a percent of it is missed once in 13 times (0.99**256)."""
@@ -73,6 +76,22 @@ def scale_up(counts: Sequence[int], population: int) -> list[int]:
     for i in by_remainder[: population - sum(scaled)]:
         scaled[i] += 1
     return scaled
+
+
+def estimated(audit: RegionAudit, sample: Sample) -> RegionAudit:
+    """Give the same with its bytes, those of the pages drawn, scaled up to all pages."""
+    nodes = sorted(sample.by_node)
+    counts = [sample.by_node[node] for node in nodes]
+    absent = sample.drawn - sum(counts) - sample.unknown
+    *held, unknown, _ = scale_up([*counts, sample.unknown, absent], sample.population)
+    return replace(
+        audit,
+        resident_bytes=(sum(held) + unknown) * audit.page_size,
+        by_node={node: n * audit.page_size for node, n in zip(nodes, held, strict=True)},
+        unknown_bytes=unknown * audit.page_size,
+        exact=False,
+        sample=sample,
+    )
 
 
 def _draw_distinct(population: int, n_pages: int, rng: Random) -> set[int]:

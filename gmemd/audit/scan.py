@@ -1,8 +1,9 @@
 """The exact scan of one region that gmemd holds: every resident page and its host node.
 
-It goes window by window, each through a mapping that lives as long as the window, so page tables
-stay small and the interpreter gets its turn between two calls into C. No hole becomes a page:
-residency is counted before and after, and a difference on an idle region is an error.
+It goes window by window, each through a mapping that lives as long as the window (or is kept for
+the next look, `audit.kept`), so page tables stay small and the interpreter gets its turn between
+two calls into C. No hole becomes a page: what was read is counted again, and a difference on an
+idle region is an error.
 """
 
 from __future__ import annotations
@@ -22,12 +23,20 @@ from gmemd.kernel.memfd import PAGE_SIZE, is_guest_memfd
 from gmemd.kernel.pages import WindowScan, cachestat, scan_huge_window, scan_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from threading import Event
+
+    from gmemd.audit.kept import KeptWindows
 
 WINDOW_BYTES = 32 << 20
 """Measured on 512 MiB: 1.47 us a page with windows of 2 MiB, 1.42 of 8 MiB, 1.38 of 32 MiB and
 more. One of 32 MiB takes about 11 ms, which is how long a stop waits, and 64 KiB of page tables."""
+
+MOST_RUNS_COUNTED = 64
+"""Of a kept window, counted again one by one; of more the window is, which takes 0.3 ms."""
+
+ReadRange = tuple[int, int, int]
+"""Offset and length in a file, and how much of it was there when it was read. In bytes."""
 
 RESIDENCY_CHANGED = "residency_changed"
 PUNCHED_MEANWHILE = "punched_meanwhile"
@@ -51,7 +60,10 @@ class AuditStoppedError(GmemdError):
 
 @dataclass(slots=True)
 class Tally:
-    """What the windows of one region add up to. In bytes, errors in occurrences."""
+    """What the windows of one region add up to. In bytes, errors in occurrences.
+
+    ``out_of_sight`` is the errno that said that the file can't be mapped at all.
+    """
 
     page_size: int
     by_node: Counter[int] = field(default_factory=Counter)
@@ -61,6 +73,7 @@ class Tally:
     policies: dict[PolicyRead, None] = field(default_factory=dict)
     pages_seen: int = 0
     exact: bool = True
+    out_of_sight: int = 0
 
     def add(self, scan: WindowScan) -> None:
         """Count a window. A page that was punched between look and query isn't resident."""
@@ -87,6 +100,11 @@ class Tally:
             reason = message or f"the kernel says {name}"
         self.reasons[reason] = None
 
+    @property
+    def resident_bytes(self) -> int:
+        """What was seen to be there."""
+        return self.by_node.total() + self.unknown_bytes
+
     def as_audit(self, guest_node: int, index: int, size_bytes: int) -> RegionAudit:
         """Give the audit of a region of ``size_bytes`` that was seen so."""
         policy, *others = self.policies or [None]
@@ -95,7 +113,7 @@ class Tally:
             index=index,
             size_bytes=size_bytes,
             page_size=self.page_size,
-            resident_bytes=self.by_node.total() + self.unknown_bytes,
+            resident_bytes=self.resident_bytes,
             by_node=dict(sorted(self.by_node.items())),
             unknown_bytes=self.unknown_bytes,
             unknown_reason="; ".join(self.reasons),
@@ -105,6 +123,77 @@ class Tally:
             exact=self.exact,
             other_policies=tuple(other for other in others if other is not None),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Looker:
+    """How a file's windows are looked at.
+
+    ``readable=False`` (confidential memory) maps nothing for reading: all of it is unknown.
+    ``policy_kept`` says whether a policy read from the inode means anything. ``in_use`` is for a
+    memfd that somebody uses: its pages are mapped in a way that makes none, whatever happens
+    meanwhile. Windows that may be are ``kept`` there for the next look.
+    """
+
+    fd: int
+    page_size: int
+    readable: bool = True
+    policy_kept: bool = True
+    in_use: bool = False
+    kept: KeptWindows | None = None
+
+    def look(self, offset: int, length: int, tally: Tally) -> Sequence[ReadRange]:
+        """Count a window; give what of it was read, and not only known to be where it was.
+
+        Once the file can't be mapped at all (ENODEV), no other window is tried.
+        """
+        if self.policy_kept and self.page_size == PAGE_SIZE:
+            note_policy(self.fd, offset, tally)
+        number = tally.out_of_sight or (0 if self.readable else errno.EACCES)
+        if number:
+            _count_unread(self.fd, offset, length, tally, number=number)
+            return ()
+        try:
+            scan, read = self._scan(offset, length)
+        except KernelError as error:
+            message = f"{error.call}: {error.errno_name}"
+            if error.hint:
+                message += f" ({error.hint})"
+            _count_unread(self.fd, offset, length, tally, number=error.errno, message=message)
+            if error.errno == errno.ENODEV:
+                tally.out_of_sight = error.errno
+            return ()
+        tally.add(scan)
+        return read
+
+    def _scan(self, offset: int, length: int) -> tuple[WindowScan, Sequence[ReadRange]]:
+        if self.page_size != PAGE_SIZE:
+            return scan_huge_window(self.fd, offset, length, self.page_size), ()
+        seen = None
+        if self.kept is not None and not self.in_use:
+            seen = self.kept.look(self.fd, offset, length)
+        if seen is None:
+            with Mapping(self.fd, offset, length, protection="read") as window:
+                scan = scan_window(window, 0, length, existing_only=self.in_use)
+        elif seen.runs_told and len(seen.runs) <= MOST_RUNS_COUNTED:
+            return seen.scan, [(p * PAGE_SIZE, n * PAGE_SIZE, n * PAGE_SIZE) for p, n in seen.runs]
+        else:
+            scan = seen.scan
+        return scan, [(offset, length, scan.resident_pages * PAGE_SIZE)]
+
+
+def looker(
+    fd: int,
+    page_size: int,
+    *,
+    readable: bool = True,
+    policy_kept: bool = True,
+    idle: bool = True,
+    kept: KeptWindows | None = None,
+) -> Looker:
+    """Choose how to look at a file, of which ``idle`` says that nobody else uses it now."""
+    in_use = not idle and page_size == PAGE_SIZE and not is_guest_memfd(fd)
+    return Looker(fd, page_size, readable, policy_kept, in_use, kept)
 
 
 def scan_region(
@@ -121,48 +210,45 @@ def scan_region(
     window_bytes: int = WINDOW_BYTES,
     stop: Event | None = None,
     progress: Callable[[int], None] | None = None,
+    kept: KeptWindows | None = None,
 ) -> RegionAudit:
     """Scan ``size_bytes`` of a region's fd; what can't be seen is unknown, never lost.
 
-    ``offset`` is where the region starts in its file.
-
-    ``readable=False`` (confidential memory) maps nothing for reading: all of it is unknown.
-    ``policy_kept`` says whether a policy read from the inode means anything. ``idle`` says that
-    nobody else uses the region now, so that its residency must not change; where somebody does, a
-    memfd's pages are mapped in a way that makes none, whatever happens meanwhile. ``progress`` is
-    called with the bytes looked at since the last call. Raises AuditStoppedError between two
-    windows once ``stop`` is set.
+    ``offset`` is where the region starts in its file. `Looker` has ``readable``, ``policy_kept``
+    and ``kept``. ``idle`` says that nobody else uses the region now, so that its residency must not
+    change. ``progress`` is called with the bytes looked at since the last call. Raises
+    AuditStoppedError between two windows once ``stop`` is set.
     """
     tally = Tally(page_size)
-    before = _allocated_bytes(fd, offset, size_bytes, page_size)
+    how = looker(fd, page_size, readable=readable, policy_kept=policy_kept, idle=idle, kept=kept)
+    huge = page_size != PAGE_SIZE
+    before = huge_bytes(fd, size_bytes) if huge else 0
+    changed = False
     step = max(window_bytes, page_size)
-    in_use = not idle and page_size == PAGE_SIZE and not is_guest_memfd(fd)
-    out_of_sight = None if readable else errno.EACCES
     for done in range(0, size_bytes, step):
         if stop is not None and stop.is_set():
             raise AuditStoppedError(f"audit stopped at {done} of {size_bytes} bytes")
         at, length = offset + done, min(step, size_bytes - done)
-        if policy_kept and page_size == PAGE_SIZE:
-            note_policy(fd, at, tally)
-        if out_of_sight is None:
-            out_of_sight = _scan_window(fd, at, length, tally, in_use=in_use)
-        else:
-            _count_unread(fd, at, length, tally, number=out_of_sight)
+        read = how.look(at, length, tally)
         if progress is not None:
             progress(length)
-    after = _allocated_bytes(fd, offset, size_bytes, page_size)
-    if idle and after != before:
+        changed = changed or (idle and has_changed(fd, read))
+    if changed or (idle and huge and huge_bytes(fd, size_bytes) != before):
         tally.errors[RESIDENCY_CHANGED] += 1
-    if page_size != PAGE_SIZE and tally.reasons:
-        tally.unknown_bytes = max(0, (after or 0) - tally.by_node.total())
+    if huge and tally.reasons:
+        tally.unknown_bytes = max(0, huge_bytes(fd, size_bytes) - tally.by_node.total())
     return tally.as_audit(guest_node, index, size_bytes)
 
 
-def _allocated_bytes(fd: int, offset: int, size_bytes: int, page_size: int) -> int | None:
-    """What the region has allocated; of huge pages the file's block count tells the most it may."""
-    if page_size != PAGE_SIZE:
-        return min(os.fstat(fd).st_blocks * _BLOCK_BYTES, size_bytes)
-    return _resident_bytes(fd, offset, size_bytes)
+def has_changed(fd: int, ranges: Sequence[ReadRange]) -> bool:
+    """Count what was read again: whether anything came or went, where the kernel can tell."""
+    counts = ((_resident_bytes(fd, at, length), resident) for at, length, resident in ranges)
+    return any(now is not None and now != resident for now, resident in counts)
+
+
+def huge_bytes(fd: int, size_bytes: int) -> int:
+    """Give the most that a region of huge pages has allocated, by its file's block count."""
+    return min(os.fstat(fd).st_blocks * _BLOCK_BYTES, size_bytes)
 
 
 def _resident_bytes(fd: int, offset: int, length: int) -> int | None:
@@ -184,24 +270,6 @@ def note_policy(fd: int, offset: int, tally: Tally) -> None:
         return
     if found is not None:
         tally.policies[PolicyRead(found.mode, found.nodes, found.flags)] = None
-
-
-def _scan_window(fd: int, offset: int, length: int, tally: Tally, *, in_use: bool) -> int | None:
-    """Scan one window; ENODEV if the region can't be mapped at all, so that no other tries."""
-    try:
-        if tally.page_size != PAGE_SIZE:
-            scan = scan_huge_window(fd, offset, length, tally.page_size)
-        else:
-            with Mapping(fd, offset, length, protection="read") as window:
-                scan = scan_window(window, 0, length, existing_only=in_use)
-    except KernelError as error:
-        message = f"{error.call}: {error.errno_name}"
-        if error.hint:
-            message += f" ({error.hint})"
-        _count_unread(fd, offset, length, tally, number=error.errno, message=message)
-        return error.errno if error.errno == errno.ENODEV else None
-    tally.add(scan)
-    return None
 
 
 def _count_unread(

@@ -66,6 +66,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="look at every page, and read the kernel's policies; of large VMs that takes a while, "
         "and reading the policies may hold up a VMM's mmap calls",
     )
+    parser.add_argument(
+        "--where",
+        action="store_true",
+        help="tell where in the guest's address space what is, and which ranges are misplaced; "
+        "every page is looked at, as with --full",
+    )
+    parser.add_argument(
+        "--svg",
+        type=Path,
+        metavar="FILE",
+        help="draw that as a picture, too (an SVG file, written whole or not at all)",
+    )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument(
         "--format",
@@ -106,6 +118,8 @@ def _pages(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Audit, print, and tell by the exit code: 1 drift, 5 part of it could not be seen."""
     _check_options(args)
+    args.where = args.where or args.svg is not None
+    args.full = args.full or args.where
     unasked: GmemdError | None = None
     pid = None
     if args.vm is not None and args.format != "prometheus":
@@ -120,19 +134,37 @@ def run(args: argparse.Namespace) -> int:
             if running is None or not (args.full or args.sample or running["unknown"]):
                 from gmemd.cli.audit_daemon import audit_by_daemon  # noqa: PLC0415  only there
 
-                return audit_by_daemon(args.socket, args.vm, as_json=args.format == "json")
+                return audit_by_daemon(args)
             pid = running["pid"]
     looked = _look(args, pid, unasked)
+    if args.svg is not None:
+        write_svg(args.svg, looked.vms_json)
     if args.format == "prometheus":
         _export(args.output, looked.prometheus())
     elif args.format == "json":
         print_json(looked.to_json() if args.all else looked.vms_json[0])
     else:
-        looked.print(console())
+        looked.print(console(), where=args.where)
     return int(exit_code(looked.vms_json, not_all=looked.sees_not_all))
 
 
+def write_svg(path: Path, vms: Sequence[Mapping[str, Any]]) -> None:
+    """Draw VMs that were audited with where; replaces the file. Raises TextfileError."""
+    from gmemd.export.svg import render_svg  # noqa: PLC0415  only where there is a picture
+    from gmemd.export.textfile import write_textfile  # noqa: PLC0415  as above
+
+    write_textfile(path, render_svg(vms).encode())
+
+
 def _check_options(args: argparse.Namespace) -> None:
+    where = "--svg" if args.svg is not None else "--where" if args.where else ""
+    if where and args.sample is not None:
+        raise OptionError(f"{where} looks at every page", hint="leave --sample out")
+    if where and args.format == "prometheus":
+        raise OptionError(
+            f"{where} is not for --format prometheus: metrics have no addresses",
+            hint="use --json for other programs",
+        )
     if args.output is None:
         return
     from gmemd.export.textfile import SUFFIX  # noqa: PLC0415  only where there is a file

@@ -10,41 +10,52 @@ from gmemd.client import Client
 from gmemd.client.errors import AuditFailedError, NotAuditableError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import argparse
 
     from gmemd.client.types import Vm
 
 
-def audit_by_daemon(socket: Path, name: str, *, as_json: bool) -> int:
+def audit_by_daemon(args: argparse.Namespace) -> int:
     """Have the daemon audit, print what it saw, and return the exit code."""
-    from gmemd.cli.audit import exit_code  # noqa: PLC0415  its caller
+    from gmemd.cli.audit import exit_code, write_svg  # noqa: PLC0415  its caller
 
-    client = Client(socket)
+    client = Client(args.socket)
+    name = args.vm
     try:
-        vm: Any = _audit(client, name)
+        vm: Any = _audit(client, name, where=args.where)
     except (NotAuditableError, AuditFailedError) as error:
         error.hint = error.hint or f"`gmemd status {name}` says what to do about it"
         raise
-    if as_json:
+    if args.svg is not None:
+        write_svg(args.svg, [vm])
+    if args.format == "json":
         print_json(vm)
     else:
-        _print(client, vm)
+        _print(client, vm, where=args.where)
     return int(exit_code([vm]))
 
 
-def _print(client: Client, vm: dict[str, Any]) -> None:
-    """Print the VM as ``gmemd status VM`` does."""
+def _print(client: Client, vm: dict[str, Any], *, where: bool) -> None:
+    """Print the VM as ``gmemd status VM`` does, and where its memory is if that was asked."""
     from gmemd.cli.vm_view import print_vm  # noqa: PLC0415  rich, to draw with
 
     nodes = client.list()["host_nodes"]
     print_vm(console(), vm, [node["id"] for node in nodes if node["memory"]], detailed=True)
+    if where:
+        from gmemd.cli.strip import print_where  # noqa: PLC0415  as above
+
+        print_where(console(), vm)
 
 
-def _audit(client: Client, name: str) -> Vm:
+def _audit(client: Client, name: str, *, where: bool) -> Vm:
     """Call the daemon; at a terminal, show how far it is."""
     words = f"looking at the pages of {name}"
     with progress_bar(words) as note:
         if note is None:
-            return client.audit(name)
+            return client.audit(name, where=where)
         show = note
-        return client.audit(name, progress=lambda looked_at, all_: show(looked_at / all_, words))
+
+        def advance(looked_at: int, total: int) -> None:
+            show(looked_at / total, words)
+
+        return client.audit(name, where=where, progress=advance)

@@ -110,13 +110,17 @@ class Looked:
             "unmatched": sum(vm.unmatched_bytes for vm in running),
         }
 
-    def print(self, out: Console) -> None:
-        """Print the VMs, and one line about the host."""
+    def print(self, out: Console, *, where: bool = False) -> None:
+        """Print the VMs, with ``where`` where in them what is, and one line about the host."""
         from gmemd.cli.vm_view import print_vm  # noqa: PLC0415  rich, to draw with
 
         host_nodes = [node.id for node in self.host.nodes if node.has_memory]
         for vm in self.vms_json:
             print_vm(out, vm, host_nodes, detailed=not self.whole_host)
+            if where:
+                from gmemd.cli.strip import print_where  # noqa: PLC0415  as above
+
+                print_where(out, vm)
             out.print()
         if self.whole_host:
             print_line(out, self._summary())
@@ -174,11 +178,12 @@ def look(args: argparse.Namespace, pid: int | None = None) -> Looked:
     host = read_host(probe=False)
     statuses: list[VmStatus] = []
     ended: list[str] = []
-    with _progress(found.vms) as (advance, enter):
+    with _progress(found.vms, looks=2 if args.where else 1) as (advance, enter):
         effort = Effort(
             sample_pages=None if args.full else args.sample or DEFAULT_SAMPLE_PAGES,
             rng=random.Random(),  # noqa: S311  a sample, no secret
             progress=advance,
+            where=args.where,
         )
         for vm in found.vms:
             enter(vm)
@@ -278,9 +283,11 @@ def _worst_first(vm: VmStatus) -> tuple[int, int, str]:
 
 @contextmanager
 def _progress(
-    vms: Sequence[FoundVm],
+    vms: Sequence[FoundVm], looks: int = 1
 ) -> Iterator[tuple[Callable[[int], None], Callable[[FoundVm], None]]]:
     """What notes bytes that were looked at, and what notes the VM that is looked at now.
+
+    ``looks`` is how often each byte is.
 
     A bar appears at a terminal once that has taken a second.
     """
@@ -288,7 +295,7 @@ def _progress(
 
     errors = console(stderr=True)
     begun = time.monotonic()
-    sizes = {vm.vmm.pid: _size_bytes(vm) for vm in vms}
+    sizes = {vm.vmm.pid: _size_bytes(vm) * looks for vm in vms}
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

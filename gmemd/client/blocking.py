@@ -123,9 +123,18 @@ class Client:
         """Make the process of a pidfd the holder; returns its pid."""
         return self._last(requests.handover(vm, holder))
 
-    def audit(self, vm: str, *, progress: Callable[[int, int], None] | None = None) -> Vm:
-        """Audit a VM now; ``progress`` is called with the bytes that were looked at, and all."""
-        return self._last(requests.audit(vm, progress))
+    def audit(
+        self,
+        vm: str,
+        *,
+        where: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Vm:
+        """Audit a VM now; ``progress`` is called with the bytes that were looked at, and all.
+
+        ``where``: its regions tell where in them what is, too, from a look at every page.
+        """
+        return self._last(requests.audit(vm, progress, where=where))
 
     def release(self, vm: str, *, force: bool = False) -> str:
         """Give a VM's memory back; returns the state that it is in then."""

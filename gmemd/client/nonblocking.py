@@ -88,9 +88,15 @@ class AsyncClient:
         """Make the process of a pidfd the holder; returns its pid."""
         return await self._last(requests.handover(vm, holder))
 
-    async def audit(self, vm: str, *, progress: Callable[[int, int], None] | None = None) -> Vm:
+    async def audit(
+        self,
+        vm: str,
+        *,
+        where: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Vm:
         """Audit a VM now."""
-        return await self._last(requests.audit(vm, progress))
+        return await self._last(requests.audit(vm, progress, where=where))
 
     async def release(self, vm: str, *, force: bool = False) -> str:
         """Give a VM's memory back; returns the state that it is in then."""

@@ -130,14 +130,15 @@ def handover(vm: str, holder: int) -> Request[int]:
     )
 
 
-def audit(vm: str, progress: Callable[[int, int], None] | None) -> Request[Vm]:
+def audit(vm: str, progress: Callable[[int, int], None] | None, *, where: bool) -> Request[Vm]:
     """Audit; ``progress`` gets the bytes that were looked at, and all."""
 
     def advance(told: dict[str, Any]) -> None:
         if progress is not None and told.get("looked_at") is not None and told.get("total"):
             progress(told["looked_at"], told["total"])
 
-    return Request("Audit", {"vm": vm}, _vm, progress=advance if progress is not None else None)
+    parameters = {"vm": vm, "where": True if where else None}
+    return Request("Audit", parameters, _vm, progress=advance if progress is not None else None)
 
 
 def release(vm: str, *, force: bool) -> Request[str]:

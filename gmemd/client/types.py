@@ -23,6 +23,43 @@ class Sample(TypedDict):
     drawn: int
 
 
+class Cell(TypedDict):
+    """What one piece of an address space holds."""
+
+    by_node: dict[str, int]
+    misplaced: int
+    unknown: int
+
+
+class Stretch(TypedDict):
+    """Bytes that follow upon each other in the guest's address space."""
+
+    gpa: int | None
+    offset: int
+    size: int
+    cell_size: int
+    cells: list[Cell]
+
+
+class MisplacedRange(TypedDict):
+    """From one misplaced page to another."""
+
+    gpa: int | None
+    offset: int
+    size: int
+    misplaced: int
+    by_node: dict[str, int]
+
+
+class Where(TypedDict):
+    """Where in a region what is."""
+
+    stretches: list[Stretch]
+    misplaced: list[MisplacedRange]
+    more: int
+    more_bytes: int
+
+
 class Region(TypedDict):
     """A piece of a guest node's memory."""
 
@@ -41,6 +78,7 @@ class Region(TypedDict):
     by_node: dict[str, int] | None
     policy_read: Policy | None
     sample: Sample | None
+    where: Where | None
 
 
 class Drift(TypedDict):

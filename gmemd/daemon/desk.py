@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
 
 from gmemd.daemon.authority import may_pass_specs, usable
+from gmemd.daemon.lifecycle import layout_of
 from gmemd.daemon.named import holder_of, payer_of
 from gmemd.daemon.taking import OfferedPiece
 from gmemd.daemon.varlink import errors
@@ -17,7 +17,6 @@ from gmemd.daemon.varlink import interface as io
 from gmemd.daemon.varlink.told import told_layout, told_placed, told_planned, told_refusal
 from gmemd.errors import GmemdError
 from gmemd.export.snapshot import VmState
-from gmemd.plan.layout import lay_out
 from gmemd.plan.planning import plan_vm
 from gmemd.spec.model import Source
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.5
 _LONGEST_TIMEOUT_MS = 10**12
-_MACHINE = os.uname().machine
 
 
 class Desk:
@@ -83,13 +81,13 @@ class Desk:
         """Read config and specs again; raises ReloadFailed with everything as it was."""
         return await self._reload()
 
-    async def audit(self, vm: str) -> AsyncIterator[tuple[int, int] | None]:
+    async def audit(self, vm: str, *, where: bool) -> AsyncIterator[tuple[int, int] | None]:
         """Audit a VM now; gives bytes looked at and in all. Raises NotAuditable, AuditFailed."""
         if self._reconciler.observer.runs(vm):
-            await self._audit_observed(vm)
+            await self._audit_observed(vm, where=where)
             return
         managed = self._handing.vm(vm)
-        auditing = asyncio.create_task(self._reconciler.audit_now(vm))
+        auditing = asyncio.create_task(self._reconciler.audit_now(vm, where=where))
         while not (await asyncio.wait({auditing}, timeout=PROGRESS_SECONDS))[0]:
             yield managed.looked_at
         auditing.result()
@@ -98,10 +96,10 @@ class Desk:
         if managed.audit_error:
             raise errors.AuditFailed(vm=vm, message=managed.audit_error, hint=None)
 
-    async def _audit_observed(self, name: str) -> None:
+    async def _audit_observed(self, name: str, *, where: bool) -> None:
         """Look at a running VM now; raises NotAuditable and AuditFailed."""
         try:
-            seen = await self._reconciler.observer.audit_now(name)
+            seen = await self._reconciler.observer.audit_now(name, where=where)
         except GmemdError as error:
             raise errors.AuditFailed(vm=name, message=error.message, hint=error.hint) from error
         self._reconciler.look_at_all()
@@ -175,8 +173,7 @@ class Desk:
 
     def _acquired(self, vm: ManagedVm) -> io.AcquireResult:
         """The reply that hands out the memory."""
-        mine = vm.spec is not None and vm.spec.source is Source.CREATE
-        extents = lay_out([region.plan for region in vm.regions], _MACHINE) if mine else {}
+        extents = layout_of(vm)
         return {
             "vm": vm.name,
             "state": str(vm.state),

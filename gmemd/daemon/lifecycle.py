@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from contextvars import Context
 from dataclasses import replace
@@ -21,12 +22,13 @@ from gmemd.export.snapshot import VmState
 from gmemd.host.vms.holders import read_facts
 from gmemd.memory.errors import ProvisionCancelledError, ProvisionError
 from gmemd.plan.checks import check_against_host
+from gmemd.plan.layout import lay_out
 from gmemd.plan.model import VmPlan
 from gmemd.plan.planning import plan_vm
 from gmemd.spec.model import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
     from pathlib import Path
 
     from gmemd.audit.model import VmAudit
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from gmemd.daemon.vm import ManagedVm
     from gmemd.host.model import Host
     from gmemd.memory.progress import Progress
+    from gmemd.plan.layout import Extent
     from gmemd.plan.model import RegionPlan
     from gmemd.spec.model import VmSpec
 
@@ -171,8 +174,8 @@ class Lifecycle:
             log.warning("%s: not admitted: %s", vm.name, message)
         return None
 
-    async def audit(self, vm: ManagedVm) -> None:
-        """Look where a VM's pages are, and judge it."""
+    async def audit(self, vm: ManagedVm, *, where: bool = False) -> None:
+        """Look where a VM's pages are, and judge it; ``where`` in its regions, if that is asked."""
         if vm.spec is None or vm.plan is None:
             return
         idle = not vm.held
@@ -190,6 +193,7 @@ class Lifecycle:
                 holders_cgroup=payer,
                 progress=note,
                 stop=vm.cancel,
+                layout=layout_of(vm) if where else None,
             )
         except AuditStoppedError:
             return
@@ -286,6 +290,13 @@ class Lifecycle:
 def _task(vm: ManagedVm, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
     """A task in a context of its own: it may outlive the call that it was begun by."""
     return asyncio.create_task(work, name=vm.name, context=Context())
+
+
+def layout_of(vm: ManagedVm) -> Mapping[tuple[int, int], tuple[Extent, ...]]:
+    """Where in the guest's address space its regions are, of memory that is handed out so."""
+    if vm.spec is None or vm.spec.source is not Source.CREATE:
+        return {}
+    return lay_out([region.plan for region in vm.regions], os.uname().machine)
 
 
 def _without_its_holders_pages(audit: VmAudit) -> VmAudit:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ NEWCOMERS_PAUSE_SECONDS = 0.02
 """Between VMs that were looked at before, and between those that nothing is known of yet."""
 
 SLOW_SECONDS = 30.0
-"""Longer than any look takes, unless a process that is looked at is stuck in the kernel."""
+"""Longer than any look takes but one at every page, unless a process is stuck in the kernel."""
 
 _LOOKED_FOR = ("it is being looked for", "")
 
@@ -133,15 +133,16 @@ class Observer:
         """End what runs in the thread, at its next chance."""
         self._stop.set()
 
-    async def audit_now(self, name: str) -> VmStatus | None:
+    async def audit_now(self, name: str, *, where: bool) -> VmStatus | None:
         """Look at one VM now; None where none of that name runs (any more).
 
-        Raises GmemdError where looking at it failed; what was known of it still is.
+        ``where``: look at every page, and tell where in its regions what is. Raises GmemdError
+        where looking at it failed; what was known of it still is.
         """
         vm = self._vms.get(name)
         if vm is None:
             return None
-        await self._look(vm, await self._host())
+        await self._look(vm, await self._host(), where=where)
         if vm.failure:
             raise GmemdError(vm.failure)
         return vm.status if self._vms.get(name) is vm else None
@@ -218,12 +219,12 @@ class Observer:
             if spec.source is Source.ADOPT and (vm is None or vm.vmm.pid not in held):
                 self._adoptable(spec, vm)
 
-    async def _look(self, vm: Watched, host: Host) -> None:
+    async def _look(self, vm: Watched, host: Host, *, where: bool = False) -> None:
         """Look at one VM, and take on what was seen."""
         found = vm.found
         try:
-            with _noting(f"looking at {vm.name}"):
-                seen = await self._workers.observe(self._see, found, host)
+            with nullcontext() if where else _noting(f"looking at {vm.name}"):
+                seen = await self._workers.observe(self._see, found, host, where=where)
         except AuditStoppedError:
             return
         except Exception as error:
@@ -240,11 +241,16 @@ class Observer:
         vm.news = vm.found.spec != found.spec
         self._changed()
 
-    def _see(self, found: FoundVm, host: Host) -> VmStatus | None:
+    def _see(self, found: FoundVm, host: Host, *, where: bool) -> VmStatus | None:
         """In the thread: how a VM is; None where it isn't what it was found to be any more."""
         if self._finder is None:
             self._finder = Finder()
-        effort = Effort(self._wanted.sample_pages, random.Random(), self._stop)  # noqa: S311  a sample, no secret
+        effort = Effort(
+            None if where else self._wanted.sample_pages,
+            random.Random(),  # noqa: S311  a sample, no secret
+            self._stop,
+            where=where,
+        )
         seen = self._finder.observe(found, host, effort)
         gone = seen.running is not None and seen.running.unknown == Unknown.GONE
         return None if gone else seen

@@ -233,7 +233,7 @@ def _believed(vm: ObservedVm, audit: VmAudit, host: Host) -> VmAudit:
         if misled(group, audits, host, vm.plan.spec.drift_tolerance):
             for key in keys:
                 if key in audits:
-                    audits[key] = as_unknown(audits[key], len(keys))
+                    audits[key] = replace(as_unknown(audits[key], len(keys)), where=None)
     return replace(audit, regions=tuple(audits.values()))
 
 

@@ -119,13 +119,16 @@ class Reconciler:
             *(self._fleet.workers.release(vm.regions) for vm in vms), return_exceptions=True
         )
 
-    async def audit_now(self, name: str) -> ManagedVm:
-        """Audit a VM that has memory; waits for what is under way. Raises GmemdError."""
+    async def audit_now(self, name: str, *, where: bool) -> ManagedVm:
+        """Audit a VM that has memory; waits for what is under way. Raises GmemdError.
+
+        ``where``: tell where in its regions what is, too.
+        """
         vm = self._fleet.vms[name]
         while vm.busy and vm.task is not None:
             await asyncio.wait([vm.task])
         if vm.regions:
-            self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.audit(vm))
+            self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.audit(vm, where=where))
             await asyncio.wait([vm.task] if vm.task is not None else [])
             self.publish()
         return vm

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from gmemd.audit.locating import locate_vm
 from gmemd.audit.vm import AuditedRegion, audit_vm
 from gmemd.host.reading import read_host
 from gmemd.memory.passed import MemoryFiles
@@ -23,7 +24,7 @@ from gmemd.memory.regions import provision_vm, rebind, release
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from gmemd.audit.model import VmAudit
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gmemd.memory.progress import Progress
     from gmemd.memory.regions import Region
     from gmemd.plan.admission import Reserve
+    from gmemd.plan.layout import Extent
     from gmemd.plan.model import RegionPlan, VmPlan
     from gmemd.spec.model import VmSpec
 
@@ -112,29 +114,44 @@ class Workers:
         holders_cgroup: Path | None,
         progress: Callable[[int, int], None],
         stop: threading.Event,
+        layout: Mapping[tuple[int, int], Sequence[Extent]] | None = None,
     ) -> VmAudit:
         """Audit a VM's regions. Raises KernelError and AuditStoppedError.
 
         ``idle``: nobody uses them. ``holders_cgroup`` pays for what no cgroup of gmemd's own does;
-        ``progress`` gets bytes looked at and bytes in all.
+        ``progress`` gets bytes looked at and bytes in all. With a ``layout``, which may be empty,
+        it is told where in the regions what is (gmemd.audit.locating), unless they are
+        ``confidential``.
         """
         payers = {region.cgroup for region in regions if region.own_cgroup}
-        work = partial(
+        audited = [
+            AuditedRegion(region.fd, replace(region.plan, strategy=region.strategy), region.offset)
+            for region in regions
+        ]
+        audit = partial(
             audit_vm,
             vm,
-            [
-                AuditedRegion(
-                    region.fd, replace(region.plan, strategy=region.strategy), region.offset
-                )
-                for region in regions
-            ],
+            audited,
             readable=not confidential,
             idle=idle,
-            progress=progress,
             stop=stop,
             counters_cgroup=payers.pop() if len(payers) == 1 else holders_cgroup,
         )
-        return await _run(self._auditing, work)
+
+        def look() -> VmAudit:
+            if layout is None or confidential:
+                return audit(progress=progress)
+            seen = audit(progress=lambda done, total: progress(done, 2 * total))
+            return locate_vm(
+                seen,
+                audited,
+                layout=layout,
+                idle=idle,
+                stop=stop,
+                progress=lambda done, total: progress(total + done, 2 * total),
+            )
+
+        return await _run(self._auditing, look)
 
     async def identify(self, fd: int) -> MemoryFile:
         """Say which memory a received descriptor is. Raises NotMemoryError."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+
+from gmemd.export.where import by_node_to_json, where_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -279,11 +282,6 @@ def _unmatched_to_json(piece: Unmatched) -> dict[str, Any]:
     }
 
 
-def by_node_to_json(by_node: Mapping[int, int]) -> dict[str, int]:
-    """Bytes per host node with string keys, as JSON wants them, ascending by node."""
-    return {str(node): by_node[node] for node in sorted(by_node)}
-
-
 def _host_node_to_json(node: HostNode, committed_bytes: int) -> dict[str, Any]:
     return {
         "id": node.id,
@@ -297,17 +295,21 @@ def _host_node_to_json(node: HostNode, committed_bytes: int) -> dict[str, Any]:
 
 def _guest_node_to_json(vm: VmStatus, guest_node: int) -> dict[str, Any]:
     drift = vm.drift_of(guest_node)
+    regions = vm.regions_of(guest_node)
+    starts = accumulate((region.plan.size_bytes for region in regions), initial=0)
     return {
         "id": guest_node,
         "memory": vm.size_bytes_of(guest_node),
-        "regions": [_region_to_json(vm, region) for region in vm.regions_of(guest_node)],
+        "regions": [_region_to_json(vm, *pair) for pair in zip(regions, starts, strict=False)],
         "drift": _drift_to_json(drift) if drift is not None else None,
     }
 
 
-def _region_to_json(vm: VmStatus, region: RegionStatus) -> dict[str, Any]:
+def _region_to_json(vm: VmStatus, region: RegionStatus, start: int) -> dict[str, Any]:
+    """A region that begins ``start`` bytes into its guest node."""
     plan = region.plan
     audited = _audit_of(vm, plan)
+    where = audited.where if audited is not None else None
     return {
         "index": plan.index,
         "size": plan.size_bytes,
@@ -324,6 +326,7 @@ def _region_to_json(vm: VmStatus, region: RegionStatus) -> dict[str, Any]:
         "by_node": by_node_to_json(audited.by_node) if audited is not None else None,
         "policy_read": _policy_to_json(audited.policy) if audited is not None else None,
         "sample": _sample_to_json(audited.sample) if audited is not None else None,
+        "where": where_to_json(where, start) if where is not None else None,
     }
 
 

@@ -114,14 +114,34 @@ class _Lib:
         nodes: CData,
         out: CData,
     ) -> int: ...
-    def gm_scan_pages(
-        self, fd: int, offset: int, address: int, pages: CData, count: int, out: CData
+    def gm_sample(
+        self,
+        fd: int,
+        offset: int,
+        length: int,
+        pages: CData,
+        count: int,
+        existing_only: int,
+        out: CData,
     ) -> int: ...
     def gm_scan_foreign(
         self, pid: int, address: int, step: int, listed: CData, pages: int, out: CData
     ) -> int: ...
     def gm_scan_huge(
         self, fd: int, offset: int, length: int, page_size: int, nodes: CData, out: CData
+    ) -> int: ...
+    def gm_rescan(
+        self,
+        pagemap: int,
+        fd: int,
+        offset: int,
+        address: int,
+        length: int,
+        nodes: CData,
+        runs: CData,
+        most_runs: int,
+        lost: CData,
+        found: CData,
     ) -> int: ...
     def gm_pidfd_open(self, pid: int) -> int: ...
     def gm_pidfd_getfd(self, pidfd: int, target_fd: int) -> int: ...

@@ -15,7 +15,7 @@ ffibuilder = FFI()
 ffibuilder.cdef((_HERE / "cdef.h").read_text())
 ffibuilder.set_source(
     "gmemd.kernel._kernel",
-    "\n".join((_HERE / name).read_text() for name in ("kernel.c", "scan.c")),
+    "\n".join((_HERE / name).read_text() for name in ("kernel.c", "scan.c", "kept.c")),
     py_limited_api=True,
     define_macros=[("Py_LIMITED_API", "0x030b0000")],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"],

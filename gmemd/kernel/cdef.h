@@ -1,4 +1,4 @@
-/* What Python sees of kernel.c and scan.c. Every function returns 0 or a positive result, or -errno. */
+/* What Python sees of kernel.c, scan.c and kept.c. Every function returns 0 or a positive result, or -errno. */
 
 #define GM_NODES ...
 #define GM_MASK_WORDS ...
@@ -89,12 +89,16 @@ int64_t gm_query_range(uint64_t address, uint64_t pages, int16_t *nodes);
 
 int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int use_cachestat,
 		int existing_only, int16_t *nodes, struct gm_scan *out);
-int64_t gm_scan_pages(int fd, uint64_t offset, uint64_t address, const uint64_t *pages,
-		      uint64_t count, struct gm_scan *out);
+int64_t gm_sample(int fd, uint64_t offset, uint64_t length, const uint64_t *pages, uint64_t count,
+		  int existing_only, struct gm_scan *out);
 int64_t gm_scan_foreign(int pid, uint64_t address, uint64_t step, const uint64_t *listed,
 			uint64_t pages, struct gm_scan *out);
 int64_t gm_scan_huge(int fd, uint64_t offset, uint64_t length, uint64_t page_size,
 		     int16_t *nodes, struct gm_scan *out);
+
+int64_t gm_rescan(int pagemap, int fd, uint64_t offset, uint64_t address, uint64_t length,
+		  int16_t *nodes, uint64_t *runs, uint64_t most_runs, struct gm_scan *lost,
+		  struct gm_scan *found);
 
 int64_t gm_pidfd_open(int pid);
 int64_t gm_pidfd_getfd(int pidfd, int target_fd);

@@ -73,13 +73,20 @@ def _mode_word(number: int) -> str:
     return _MODES[number] if number < len(_MODES) else f"{_UNNAMED}{number}"
 
 
-def _mask_of(policy: MemPolicy) -> CData:
-    """The nodemask, or NULL without nodes, which DEFAULT and LOCAL want."""
-    if not policy.nodes:
-        return ffi.NULL
+def encoded(policy: MemPolicy) -> tuple[int, list[int]]:
+    """The mode with its flags, and the nodemask's 64-bit words, as set_mempolicy takes them.
+
+    Without nodes there are no words: DEFAULT and LOCAL want NULL.
+    """
     bits = sum(1 << node for node in policy.nodes)
-    words = [bits >> _WORD_BITS * word & _WORD_MASK for word in range(lib.GM_MASK_WORDS)]
-    return ffi.new("uint64_t[]", words)
+    n_words = lib.GM_MASK_WORDS if bits else 0
+    words = [bits >> _WORD_BITS * word & _WORD_MASK for word in range(n_words)]
+    return _mode_number(policy.mode) | policy.flags, words
+
+
+def _mask_of(policy: MemPolicy) -> CData:
+    _, words = encoded(policy)
+    return ffi.new("uint64_t[]", words) if words else ffi.NULL
 
 
 def _get(address: int, flags: int, what: str) -> MemPolicy:

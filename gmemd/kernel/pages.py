@@ -180,26 +180,32 @@ def scan_window(
         out,
         what=f"scanning {length} bytes at offset {mapping.offset + offset} of fd {mapping.fd}",
     )
-    return _scanned(out, "cachestat" if out.by_cachestat else "mincore", nodes)
+    return scanned(out, "cachestat" if out.by_cachestat else "mincore", nodes)
 
 
-def scan_pages(mapping: Mapping, pages: array[int]) -> WindowScan:
-    """As ``scan_window``, of single base pages: ``pages`` (type Q) are their numbers in it."""
+def sample_pages(
+    fd: int, offset: int, length: int, pages: array[int], *, existing_only: bool = False
+) -> WindowScan:
+    """As ``scan_window``, of single base pages of a file's range: their numbers in it (type Q).
+
+    ``pages`` ascend. The range is mapped piece by piece, and no piece is when the call returns.
+    """
     out = ffi.new("struct gm_scan *")
-    if pages and not 0 <= min(pages) <= max(pages) < mapping.length // PAGE_SIZE:
-        raise ValueError(f"not all pages are within a mapping of {mapping.length} bytes")
+    if pages and not 0 <= pages[0] <= pages[-1] < length // PAGE_SIZE:
+        raise ValueError(f"not all pages are within {length} bytes")
     invoke(
-        "scan",
-        lib.gm_scan_pages,
-        mapping.fd,
-        mapping.offset,
-        mapping.at(0),
+        "scan of a memfd in use" if existing_only else "scan",
+        lib.gm_sample,
+        fd,
+        offset,
+        length,
         ffi.from_buffer("uint64_t[]", pages),
         len(pages),
+        int(existing_only),
         out,
-        what=f"scanning {len(pages)} pages of fd {mapping.fd}",
+        what=f"scanning {len(pages)} pages of fd {fd}",
     )
-    return _scanned(out, "cachestat" if out.by_cachestat else "mincore", None)
+    return scanned(out, "cachestat" if out.by_cachestat or not pages else "mincore")
 
 
 def scan_foreign_range(pid: int, address: int, pages: int, page_size: int) -> ForeignScan:
@@ -245,7 +251,7 @@ def scan_huge_window(
     buffer = _buffer_of(nodes)
     call = "scan of huge pages"
     invoke(call, lib.gm_scan_huge, fd, offset, length, page_size, buffer, out, what=what)
-    return _scanned(out, "continue", nodes)
+    return scanned(out, "continue", nodes)
 
 
 def _buffer_of(nodes: array[int] | None) -> CData:
@@ -254,7 +260,8 @@ def _buffer_of(nodes: array[int] | None) -> CData:
     return ffi.from_buffer("int16_t[]", nodes, require_writable=True)
 
 
-def _scanned(out: ScanCounts, method: str, nodes: array[int] | None) -> WindowScan:
+def scanned(out: ScanCounts, method: str, nodes: array[int] | None = None) -> WindowScan:
+    """Give what a scan of scan.c counted."""
     return WindowScan(
         resident_pages=out.resident,
         by_node=_counts(out.by_node, out.nodes_end),

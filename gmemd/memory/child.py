@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 MAX_FDS = 250
 _MAX_MESSAGE_BYTES = 1 << 16
 _CONTROL_TRUNCATED = socket.MSG_CTRUNC | socket.MSG_TRUNC
+# Nothing is imported here that the helper may do without: each of its milliseconds is waited for.
 _BOOTSTRAP = """\
-import importlib, json, sys
-sys.path[:] = json.loads(sys.argv[1])
-importlib.import_module(sys.argv[2]).main(int(sys.argv[3]), int(sys.argv[4]))
+import sys
+module, channel, parent, *sys.path[:] = sys.argv[1:]
+__import__(module, fromlist=["main"]).main(int(channel), int(parent))
 """
 
 
@@ -110,21 +111,21 @@ class Child:
     """A process of ours that runs ``module.main(channel_fd, parent_pid)``.
 
     It dies with the thread that started it (PR_SET_PDEATHSIG), and with the channel. Leaving the
-    ``with`` block ends and reaps it, whatever state it is in.
+    ``with`` block ends and reaps it, whatever state it is in. It inherits ``fds`` as they are.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *, fds: Sequence[int] = ()) -> None:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._stderr = open(os.memfd_create(f"stderr of {module}"), "w+b")  # noqa: SIM115, PTH123
         command = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP]
-        command += [json.dumps(sys.path), module, str(theirs.fileno()), str(os.getpid())]
+        command += [module, str(theirs.fileno()), str(os.getpid()), *sys.path]
         try:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *fds],
             )
         except OSError as error:
             self.channel.close()

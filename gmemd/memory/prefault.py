@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import select
+import errno
 import signal
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmemd.memory import child
-from gmemd.memory.residency import allocated_bytes
+from gmemd.errors import GmemdError
+from gmemd.kernel import mempolicy
+from gmemd.kernel.errors import KernelError
+from gmemd.memory import cgroup, child
+from gmemd.memory.dealing import Dealer, Range, StepError
+from gmemd.memory.residency import BASE_PAGE, allocated_bytes, confirmed_bytes
 
 if TYPE_CHECKING:
     import threading
@@ -19,8 +23,15 @@ if TYPE_CHECKING:
     from gmemd.kernel.mempolicy import MemPolicy
     from gmemd.memory.guard import Guard
 
-_POLL_MILLISECONDS = 100
 _GRACE_SECONDS = 5.0
+_UNPINNED = "the CPUs beside the memory aren't allowed (AllowedCPUs=)"
+_NOT_DELEGATED = (
+    "gmemd may only move its helpers into cgroups that are delegated to its user; where gmemd "
+    "isn't root, the cgroup that both share counts too"
+)
+_NOT_THE_OPENERS = (
+    "who opened its cgroup.procs may not move gmemd's helpers there: only root may from outside"
+)
 
 
 class PrefaultOutcome(StrEnum):
@@ -43,6 +54,7 @@ class PrefaultJob:
     ``guard`` None: nothing is held back (hugetlb, whose pool simply ends). ``any_cpus`` is what is
     fallen back to where ``cpus`` are not allowed. ``cgroup`` pays; None: the daemon's own does.
     It is joined through ``cgroup_fd``, open for writing on its cgroup.procs, where there is one.
+    ``n_threads`` allocate at the same time (placement.threads_for).
     """
 
     fd: int
@@ -55,6 +67,7 @@ class PrefaultJob:
     any_cpus: frozenset[int]
     cgroup: Path | None = None
     cgroup_fd: int | None = None
+    n_threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,97 +99,120 @@ def prefault(
     """
     kills_before = _count("oom_kill", Path("/proc/vmstat"))
     limits_met_before = _limits_met(job.cgroup)
-    with child.Child("gmemd.memory.prefault_child") as helper:
-        fds = [job.fd] if job.cgroup_fd is None else [job.fd, job.cgroup_fd]
-        child.send(helper.channel, _request(job), fds)
-        answer, notes = _follow(helper, progress, cancel)
-        code = helper.end(grace_seconds=0 if cancel.is_set() else _GRACE_SECONDS)
-        said = helper.last_words()
+    fds = [job.fd] if job.cgroup_fd is None else [job.fd, job.cgroup_fd]
     ended: dict[str, Any]
-    if answer is not None:
-        ended = _ended_itself(answer)
-    elif cancel.is_set():
-        ended = {"outcome": PrefaultOutcome.CANCELLED}
-    elif code == -signal.SIGKILL and _limits_met(job.cgroup) > limits_met_before:
-        ended = {"outcome": PrefaultOutcome.CGROUP_FULL, "detail": str(job.cgroup)}
-    elif code == -signal.SIGKILL and _count("oom_kill", Path("/proc/vmstat")) > kills_before:
-        ended = {"outcome": PrefaultOutcome.OOM_KILLED} | _full_node(job)
-    elif code < 0:
-        ended = {"outcome": PrefaultOutcome.KILLED, "detail": signal.Signals(-code).name}
-    else:
-        ended = {
-            "outcome": PrefaultOutcome.FAILED,
-            "detail": said or f"it exited with status {code} and no answer",
-        }
-    allocated = allocated_bytes(job.fd, job.offset, job.length, job.page_size)
-    ended.setdefault("needed_bytes", job.length - allocated)
-    return PrefaultResult(allocated_bytes=allocated, notes=notes, **ended)
-
-
-def _request(job: PrefaultJob) -> dict[str, Any]:
-    guard = job.guard
-    return {
-        "offset": job.offset,
-        "length": job.length,
-        "page_size": job.page_size,
-        "reserve": None if guard is None else dict(guard.reserve_bytes),
-        "shares": {} if guard is None else dict(guard.shares),
-        "movable": guard is not None and guard.movable,
-        "root": "/" if guard is None else guard.root,
-        "task_policy": {
-            "mode": job.task_policy.mode,
-            "nodes": sorted(job.task_policy.nodes),
-        },
-        "cpus": sorted(job.cpus),
-        "any_cpus": sorted(job.any_cpus),
-        "cgroup": "" if job.cgroup is None else str(job.cgroup),
-    }
-
-
-def _follow(
-    helper: child.Child, progress: Callable[[int], None], cancel: threading.Event
-) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """Pass the helper's progress on until it ends: its last message (None: it had none), notes."""
-    poll = select.poll()
-    poll.register(helper.channel, select.POLLIN)
-    notes: list[str] = []
-    while not cancel.is_set():
-        if not poll.poll(_POLL_MILLISECONDS):
-            continue
+    with child.Child("gmemd.memory.prefault_child", fds=fds) as helper:
+        dealer = Dealer(_range(job), helper.channel)
         try:
-            message, _ = child.receive(helper.channel)
-        except child.ChildError:
-            break
-        if "allocated" in message:
-            progress(message["allocated"])
-        elif "note" in message:
-            notes.append(message["note"])
+            helper.channel.send(_settings(job).encode())
+            complete = dealer.deal(progress, cancel)
+        except (child.ChildError, ConnectionError):
+            code = helper.end(grace_seconds=_GRACE_SECONDS)
+            ended = _ended_early(job, code, helper.last_words(), kills_before, limits_met_before)
+        except StepError as error:
+            ended = _failed(_step_error(job, error))
+        except GmemdError as error:
+            ended = _failed(error)
+            if isinstance(error, KernelError) and _is_pool_empty(error, job.page_size):
+                ended = {"outcome": PrefaultOutcome.POOL_EMPTY}
         else:
-            return message, tuple(notes)
-    return None, tuple(notes)
+            if complete:
+                ended = {"outcome": PrefaultOutcome.COMPLETE}
+            elif cancel.is_set():
+                ended = {"outcome": PrefaultOutcome.CANCELLED}
+            else:
+                ended = _stopped(job, dealer.payers_room_bytes())
+    allocated = confirmed_bytes if ended["outcome"] is PrefaultOutcome.COMPLETE else allocated_bytes
+    there = allocated(job.fd, job.offset, job.length, job.page_size)
+    ended.setdefault("needed_bytes", job.length - there)
+    notes = (_UNPINNED,) if dealer.unpinned else ()
+    return PrefaultResult(allocated_bytes=there, notes=notes, **ended)
 
 
-def _ended_itself(answer: dict[str, Any]) -> dict[str, Any]:
-    """The result's fields from the helper's last message."""
-    if "error" in answer:
-        error = child.error_from_message(answer["error"])
-        return {"outcome": PrefaultOutcome.FAILED, "detail": error.message, "hint": error.hint}
-    outcome = PrefaultOutcome(answer["outcome"])
-    if outcome is PrefaultOutcome.CGROUP_FULL:
-        return {
-            "outcome": outcome,
-            "available_bytes": answer["available"],
-            "detail": answer["cgroup"],
-        }
-    if outcome is not PrefaultOutcome.STOPPED_AT_RESERVE:
-        return {"outcome": outcome}
-    return {
-        "outcome": outcome,
-        "full_node": answer["node"],
-        "needed_bytes": answer["needed"],
-        "available_bytes": answer["available"],
-        "reserve_bytes": answer["reserve"],
+def _range(job: PrefaultJob) -> Range:
+    payer = job.cgroup or cgroup.own_cgroup()
+    return Range(
+        fd=job.fd,
+        offset=job.offset,
+        length=job.length,
+        page_size=job.page_size,
+        guard=job.guard,
+        payer=payer,
+        n_threads=job.n_threads,
+    )
+
+
+def _settings(job: PrefaultJob) -> str:
+    """What the helper is told first: prefault_child.main()."""
+    mode, words = mempolicy.encoded(job.task_policy)
+    settings: dict[str, object] = {
+        "fd": job.fd,
+        "threads": job.n_threads,
+        "cpus": " ".join(map(str, sorted(job.cpus))),
+        "any_cpus": " ".join(map(str, sorted(job.any_cpus))),
+        "policy": " ".join(map(str, [mode, *words])),
     }
+    if job.cgroup is not None:
+        settings["cgroup"] = job.cgroup
+    if job.cgroup_fd is not None:
+        settings["procs"] = job.cgroup_fd
+    return "\n".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _ended_early(
+    job: PrefaultJob, code: int, said: str, kills_before: int, limits_met_before: int
+) -> dict[str, Any]:
+    """The helper is gone, with this return code."""
+    if code == -signal.SIGKILL and _limits_met(job.cgroup) > limits_met_before:
+        return {"outcome": PrefaultOutcome.CGROUP_FULL, "detail": str(job.cgroup)}
+    if code == -signal.SIGKILL and _count("oom_kill", Path("/proc/vmstat")) > kills_before:
+        return {"outcome": PrefaultOutcome.OOM_KILLED} | _full_node(job)
+    if code < 0:
+        return {"outcome": PrefaultOutcome.KILLED, "detail": signal.Signals(-code).name}
+    return {
+        "outcome": PrefaultOutcome.FAILED,
+        "detail": said or f"it exited with status {code} and no answer",
+    }
+
+
+def _failed(error: GmemdError) -> dict[str, Any]:
+    return {"outcome": PrefaultOutcome.FAILED, "detail": error.message, "hint": error.hint}
+
+
+def _step_error(job: PrefaultJob, error: StepError) -> KernelError:
+    """What the helper couldn't become, for people."""
+    match error.step:
+        case "oom":
+            call, what, hint = "write", "setting the helper's oom_score_adj", None
+        case "cgroup":
+            call, what = "write", f"joining cgroup {job.cgroup}"
+            hint = _NOT_DELEGATED if job.cgroup_fd is None else _NOT_THE_OPENERS
+        case "pin":
+            call, what, hint = "sched_setaffinity", f"pinning to CPUs {sorted(job.any_cpus)}", None
+        case _:
+            call, what = "set_mempolicy", f"setting {job.task_policy} as the helper's policy"
+            hint = None
+    return KernelError(call, error.errno, what, hint=hint)
+
+
+def _is_pool_empty(error: KernelError, page_size: int) -> bool:
+    return error.errno == errno.ENOSPC and page_size != BASE_PAGE
+
+
+def _stopped(job: PrefaultJob, payers_room: int | None) -> dict[str, Any]:
+    """No room was left: in the cgroup that pays, or on a node."""
+    if payers_room is not None and payers_room < job.page_size:
+        payer = job.cgroup or cgroup.own_cgroup()
+        return {
+            "outcome": PrefaultOutcome.CGROUP_FULL,
+            "available_bytes": payers_room,
+            "detail": str(payer),
+        }
+    if job.guard is None:
+        return {"outcome": PrefaultOutcome.FAILED, "detail": "it ended before all was allocated"}
+    full = _full_node(job)
+    reserve = job.guard.reserve_bytes[full["full_node"]]
+    return {"outcome": PrefaultOutcome.STOPPED_AT_RESERVE, "reserve_bytes": reserve} | full
 
 
 def _full_node(job: PrefaultJob) -> dict[str, Any]:

@@ -7,7 +7,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from gmemd.memory.errors import ProvisionCancelledError, ProvisionError
-from gmemd.memory.placement import any_cpus, cpus_beside, guard_of, task_policy
+from gmemd.memory.placement import (
+    any_cpus,
+    cpus_beside,
+    guard_of,
+    task_policy,
+    threads_for,
+)
 from gmemd.memory.prefault import PrefaultJob, PrefaultOutcome, PrefaultResult, prefault
 from gmemd.memory.progress import Progress, Stage
 from gmemd.spec.nodeset import format_nodeset
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from gmemd.plan.admission import Reserve
 
 # Regions that share no node are prefaulted at the same time, this many at most; those that do
-# take turns, so that no guard reads figures that another helper is about to change.
+# take turns: each has all CPUs of its node to itself. VMs don't wait for each other (guard.Claims).
 _HELPERS_AT_ONCE = 4
 _CANCEL_POLL_SECONDS = 0.1
 
@@ -110,6 +116,7 @@ def _prefault_one(
 ) -> None:
     plan = region.plan
     nodes = plan.host_nodes or host.cpuset.mems
+    cpus = cpus_beside(nodes, host)
     job = PrefaultJob(
         fd=region.fd,
         offset=region.offset,
@@ -117,10 +124,11 @@ def _prefault_one(
         page_size=plan.page_size,
         guard=guard_of(plan, host, reserve),
         task_policy=task_policy(plan, region.strategy),
-        cpus=cpus_beside(nodes, host),
+        cpus=cpus,
         any_cpus=any_cpus(host),
         cgroup=region.cgroup,
         cgroup_fd=payer_fd,
+        n_threads=threads_for(plan, cpus),
     )
     result = prefault(job, progress=tally.of(region), cancel=stop)
     region.notes.extend(result.notes)

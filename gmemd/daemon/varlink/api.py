@@ -55,8 +55,11 @@ class Service(Protocol):
     async def reload(self) -> io.ReloadResult:
         """Read config and specs again."""
 
-    def audit(self, vm: str) -> AsyncIterator[tuple[int, int] | None]:
-        """Audit a VM now; gives bytes looked at and in all while it goes on."""
+    def audit(self, vm: str, *, where: bool) -> AsyncIterator[tuple[int, int] | None]:
+        """Audit a VM now; gives bytes looked at and in all while it goes on.
+
+        ``where``: tell where in its regions what is, too.
+        """
 
     def acquire(
         self,
@@ -186,11 +189,13 @@ class GmemdInterface(VarlinkInterface, name=io.INTERFACE):
         return await self._service.plan(vm, spec)
 
     @varlinkmethod(return_type=io.AuditResult)
-    async def Audit(self, *, vm: str) -> AsyncIterator[AnnotatedResult]:  # noqa: N802  as above
+    async def Audit(  # noqa: N802  as above
+        self, *, vm: str, where: bool | None = None
+    ) -> AsyncIterator[AnnotatedResult]:
         """One VM, audited now."""
         await self._require_use(vm)
         self._known(vm)
-        async with aclosing(cast("Any", self._service.audit(vm))) as steps:
+        async with aclosing(cast("Any", self._service.audit(vm, where=bool(where)))) as steps:
             async for looked_at in steps:
                 done, total = looked_at or (0, 0)
                 interim = {"vm": _told(self._known(vm)), "looked_at": done, "total": total}

@@ -9,6 +9,8 @@ from typing import TypedDict
 
 from asyncvarlink import FileDescriptor
 
+from gmemd.daemon.varlink.where import Where
+
 INTERFACE = "io.gmemd"
 
 
@@ -47,6 +49,7 @@ class Region:
     by_node: dict[str, int] | None
     policy_read: Policy | None
     sample: Sample | None
+    where: Where | None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import pytest
 from gmemd.audit.observed import Effort
 from gmemd.daemon.observing import Finder
 from gmemd.host.reading import read_host
+from gmemd.spec.model import GuestNode, PolicyMode, RegionSpec, Source, VmSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +27,7 @@ REPOSITORY = Path(__file__).parents[3]
 MIB = 1 << 20
 SIZE = 64 * MIB
 TOUCHED = 40 * MIB
+ELSEWHERE = 500
 
 VMM = f"""
 import sys
@@ -108,3 +111,43 @@ def test_a_guest_memfd_that_cant_be_mapped_is_counted_and_unknown() -> None:
     (node,) = seen.drift.guest_nodes
     assert (node.resident_bytes, node.unknown_bytes) == (TOUCHED, TOUCHED)
     assert "made without the MMAP flag" in node.unknown_reason
+
+
+def test_where_its_pages_are_is_told_if_asked() -> None:
+    fds = own_fds()
+    with vmm(3) as pid:
+        finder = Finder()
+        found = finder.find_pid(pid)
+        assert found is not None
+        effort = Effort(None, Random(1), where=True)
+        seen = finder.observe(found, read_host(probe=False), effort)
+        assert look(pid, None).audit.regions[0].where is None
+    (region,) = seen.audit.regions
+    assert region.where is not None
+    (stretch,) = region.where.stretches
+    touched = [sum(cell.by_node.values()) for cell in stretch.cells]
+    assert (sum(touched), stretch.size_bytes) == (TOUCHED, SIZE)
+    assert set(touched[: TOUCHED // stretch.cell_bytes]) == {stretch.cell_bytes}
+    assert own_fds() == fds
+
+
+def test_what_lies_wrong_by_its_spec_is_a_range() -> None:
+    """No page of it can be on the host node that the spec names."""
+    region = RegionSpec(
+        size_bytes=SIZE, host_nodes=frozenset({ELSEWHERE}), policy=PolicyMode.DEFAULT
+    )
+    spec = VmSpec(vm="vm", source=Source.OBSERVE, guest_nodes=(GuestNode(id=0, regions=(region,)),))
+    with vmm(3) as pid:
+        finder = Finder()
+        found = finder.find_pid(pid)
+        assert found is not None
+        effort = Effort(None, Random(1), where=True)
+        seen = finder.observe(replace(found, spec=spec), read_host(probe=False), effort)
+    assert seen.drift is not None
+    assert seen.drift.guest_nodes[0].misplaced_bytes == TOUCHED
+    assert seen.audit is not None
+    where = seen.audit.regions[0].where
+    assert where is not None
+    (lying_wrong,) = where.misplaced
+    assert (lying_wrong.offset, lying_wrong.size_bytes) == (0, TOUCHED)
+    assert lying_wrong.gpa is None

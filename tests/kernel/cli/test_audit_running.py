@@ -314,3 +314,22 @@ def test_memory_that_is_still_coming_is_left_alone(target: Target, more: tuple[s
     assert (alone.exit_code, metrics.exit_code) == (5, 5)
     assert "memory unknown: its VMM holds a userfaultfd" in alone.stdout
     check_metrics(metrics.stdout)
+
+
+def test_where_a_vms_pages_are(vmms: Vmms, tmp_path: Path) -> None:
+    """It declares nothing: nothing is misplaced, and everything has its place."""
+    pid = vmms.start(qemu_arguments(f"where{OWN}", 8), 8)
+    picture = tmp_path / "vm.svg"
+    told = Audited("--pid", str(pid), "--where", "--json", "--svg", str(picture))
+    shown = Audited("--pid", str(pid), "--where")
+    every = Audited("--all", "--where", "--json")
+    assert (told.exit_code, shown.exit_code) == (0, 0)
+    for vm in (told.report, every.by_pid[pid]):
+        assert vm["audit"]["exact"]
+        ((region,),) = (node["regions"] for node in vm["guest_nodes"])
+        (stretch,) = region["where"]["stretches"]
+        held = sum(sum(cell["by_node"].values()) for cell in stretch["cells"])
+        assert held == resident_bytes(vm) == 8 * MIB
+        assert region["where"]["misplaced"] == []
+    assert "<title>+0x0, 8MiB: host node" in picture.read_text()
+    assert "  nothing declares where pages should be" in shown.stdout.splitlines()

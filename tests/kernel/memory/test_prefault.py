@@ -8,14 +8,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from gmemd.kernel import pages
+from gmemd.kernel import fallocate, pages
 from gmemd.kernel.memfd import create_memfd
 from gmemd.kernel.mempolicy import MemPolicy
-from gmemd.memory.guard import Guard
+from gmemd.memory.guard import Guard, claims
 from gmemd.memory.prefault import PrefaultJob, PrefaultOutcome, prefault
 
 pytestmark = pytest.mark.needs("guest_memfd_mmap", "guest_memfd_init_shared")
@@ -262,3 +265,81 @@ def test_the_helper_dies_with_the_daemon() -> None:
         assert ended.poll(60_000)
     finally:
         os.close(helper)
+
+
+@pytest.mark.parametrize("n_threads", [2, 4])
+def test_several_threads_allocate_every_page(
+    guest_memfd: Callable[..., int], job: Job, n_threads: int
+) -> None:
+    """Whatever is there already: the holes between are filled."""
+    fd = guest_memfd(512 * MIB, flags=0)
+    for offset in (0, 64, 65, 300):
+        fallocate.allocate(fd, offset * MIB, MIB)
+    threads: list[int] = []
+
+    def look(_: int) -> None:
+        threads.append(len(list(Path(f"/proc/{helper_pid()}/task").iterdir())))
+
+    result = prefault(job(fd, n_threads=n_threads), progress=look, cancel=never)
+    assert result.outcome is PrefaultOutcome.COMPLETE
+    assert pages.cachestat(fd, 0, 512 * MIB).pages == 512 * 256
+    assert max(threads) == n_threads
+
+
+def test_many_at_once_leave_the_reserve_alone(
+    guest_memfd: Callable[..., int], job: Job, tmp_path: Path
+) -> None:
+    """Four helpers on one node are dealt no more together than one of them would be."""
+    write_zoneinfo(tmp_path, free_pages=40_000)
+    guard = Guard({0: 0}, root=str(tmp_path))
+    room = guard.headroom(guard.available())
+    assert 0 < room < 1024 * MIB
+    dealt = 0
+    most = 0
+    take, give_back = claims.take, claims.give_back
+
+    def taking(guard: Guard, *sizes: int, **options: Any) -> int:  # noqa: ANN401 - passed on
+        nonlocal dealt, most
+        chunk = take(guard, *sizes, **options)
+        dealt += chunk
+        most = max(most, dealt)
+        return chunk
+
+    def giving(guard: Guard, chunk: int) -> None:
+        nonlocal dealt
+        give_back(guard, chunk)
+        dealt -= chunk
+
+    fds = [guest_memfd(256 * MIB, flags=0) for _ in range(4)]
+    with (
+        mock.patch.object(claims, "take", taking),
+        mock.patch.object(claims, "give_back", giving),
+        ThreadPoolExecutor(4) as pool,
+    ):
+        done = [
+            pool.submit(
+                prefault, job(fd, guard=guard, n_threads=2), progress=lambda _: None, cancel=never
+            )
+            for fd in fds
+        ]
+        assert all(each.result().outcome is PrefaultOutcome.COMPLETE for each in done)
+    assert dealt == 0
+    assert 0 < most <= room
+    assert no_children()
+
+
+def test_a_small_one_does_not_wait_for_a_large_one(
+    guest_memfd: Callable[..., int], job: Job
+) -> None:
+    """Both are at work at the same time, on the same node and CPUs."""
+    large, small = guest_memfd(2048 * MIB, flags=0), guest_memfd(32 * MIB, flags=0)
+    begun = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            prefault, job(large, n_threads=2), progress=lambda _: begun.set(), cancel=never
+        )
+        assert begun.wait(60)
+        result = prefault(job(small), progress=lambda _: None, cancel=never)
+        assert not running.done()
+        assert result.outcome is PrefaultOutcome.COMPLETE
+        assert running.result().outcome is PrefaultOutcome.COMPLETE

@@ -13,12 +13,15 @@ import pytest
 from gmemd.cli.audit import exit_code
 from gmemd.cli.main import main
 from gmemd.export.snapshot import Snapshot, VmState, snapshot_to_json, vm_to_json
+from gmemd.export.svg import render_svg
 from tests.unit.client.stub import PATIENCE_SECONDS, Answer, Stub, send
 from tests.unit.daemon.vms import MIB, audited_status, guest_node_drift, host
+from tests.unit.located import located_status
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from pathlib import Path
 
     from gmemd.export.snapshot import VmStatus
 
@@ -77,6 +80,31 @@ def test_what_was_not_seen(audit: Callable[..., int], capsys: pytest.CaptureFixt
 def test_json(audit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert audit(DRIFTING, "--json") == 1
     assert json.loads(capsys.readouterr().out) == vm_to_json(DRIFTING)
+
+
+LOCATED = located_status({0: [0, 0], 1: [1, 3, 3]})
+
+
+def test_where(
+    audit: Callable[..., int], stub: Stub, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert audit(LOCATED, "--where") == 1
+    out = capsys.readouterr().out
+    assert "guest node 1  0x040000000  133\n" in out
+    assert "0x040200000  0x040600000  4MiB       4MiB  host 3" in out
+    picture = tmp_path / "vm.svg"
+    assert audit(LOCATED, "--json", "--svg", str(picture)) == 1
+    assert json.loads(capsys.readouterr().out) == vm_to_json(LOCATED)
+    assert picture.read_text() == render_svg([vm_to_json(LOCATED)])
+    asked = [call.parameters for call in stub.calls if call.method == "Audit"]
+    assert asked == [{"vm": "vm", "where": True}] * 2
+
+
+def test_a_picture_that_cant_be_written(
+    audit: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert audit(LOCATED, "--svg", str(tmp_path / "none" / "vm.svg")) == 3
+    assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -159,6 +187,8 @@ def test_a_vm_that_nobody_knows(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--all", "--where", "--sample", "500"], "--where looks at every page"),
+        (["--all", "--svg", "x.svg", "--format", "prometheus"], "metrics have no addresses"),
         (["--all", "--output", "x.prom"], "is for --format prometheus"),
         (["--all", "--format", "prometheus", "--output", "x.txt"], "must end in .prom"),
         (["--all", "--pid", "3"], "not allowed with"),

@@ -302,6 +302,7 @@ def test_the_other_calls(client: Blocking | Asyncio, stub: Stub, memfd: int) -> 
     assert client("adopt", "a", pid=42).pid == 42
     assert client("handover", "a", memfd) == 42
     assert client("audit", "a") == vm
+    assert client("audit", "a", where=True) == vm
     assert client("release", "a") == "waiting"
     assert client("release", "a", force=True) == "waiting"
     assert client("reload") == {"successful": True}
@@ -312,6 +313,7 @@ def test_the_other_calls(client: Blocking | Asyncio, stub: Stub, memfd: int) -> 
         ("Adopt", {"vm": "a", "pid": 42}),
         ("Handover", {"vm": "a", "holder": 0}),
         ("Audit", {"vm": "a"}),
+        ("Audit", {"vm": "a", "where": True}),
         ("Release", {"vm": "a"}),
         ("Release", {"vm": "a", "force": True}),
         ("Reload", {}),

@@ -43,8 +43,8 @@ class IdleService:
     async def change(self) -> None:
         await asyncio.Event().wait()
 
-    async def audit(self, vm: str) -> AsyncIterator[tuple[int, int] | None]:
-        yield None
+    async def audit(self, vm: str, *, where: bool) -> AsyncIterator[tuple[int, int] | None]:
+        yield (0, 1) if where else None
         raise NotAuditable(vm=vm, state="waiting", message="no memory")
 
 

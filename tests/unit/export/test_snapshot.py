@@ -4,6 +4,10 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from asyncvarlink.conversion import VarlinkType
+
+from gmemd.audit.model import Cell, MisplacedRange, Stretch, Where
+from gmemd.daemon.varlink.interface import Vm
 from gmemd.export.snapshot import snapshot_to_json, vm_to_json
 
 if TYPE_CHECKING:
@@ -76,3 +80,50 @@ def test_host_nodes_carry_what_is_committed(snapshot: Snapshot) -> None:
 
 def test_no_host_yet(snapshot: Snapshot) -> None:
     assert snapshot_to_json(replace(snapshot, host=None))["host_nodes"] == []
+
+
+def test_where_counts_from_the_guest_nodes_start(placed: VmStatus) -> None:
+    """Regions of a guest node follow upon each other."""
+    assert placed.audit is not None
+    node = placed.guest_nodes[0]
+    (status,) = placed.regions_of(node)
+    size = status.plan.size_bytes
+    where = Where(
+        stretches=(Stretch(0, size, size, (Cell({0: 5 * MIB, 2: MIB}, MIB, 4096),), gpa=1 << 32),),
+        misplaced=(MisplacedRange(MIB, 2 * MIB, {2: MIB}, gpa=(1 << 32) + MIB),),
+        more=3,
+        more_bytes=4 * 4096,
+    )
+    seen = next(region for region in placed.audit.regions if region.guest_node == node)
+    regions = (seen, replace(seen, index=1, where=where))
+    vm = replace(
+        placed,
+        regions=(status, replace(status, plan=replace(status.plan, index=1))),
+        audit=replace(placed.audit, regions=regions),
+    )
+    first, second = vm_to_json(vm)["guest_nodes"][0]["regions"]
+    assert first["where"] is None
+    assert second["where"] == {
+        "stretches": [
+            {
+                "gpa": 1 << 32,
+                "offset": size,
+                "size": size,
+                "cell_size": size,
+                "cells": [{"by_node": {"0": 5 * MIB, "2": MIB}, "misplaced": MIB, "unknown": 4096}],
+            }
+        ],
+        "misplaced": [
+            {
+                "gpa": (1 << 32) + MIB,
+                "offset": size + MIB,
+                "size": 2 * MIB,
+                "misplaced": MIB,
+                "by_node": {"2": MIB},
+            }
+        ],
+        "more": 3,
+        "more_bytes": 4 * 4096,
+    }
+    kind = VarlinkType.from_type_annotation(Vm)
+    assert kind.tojson(kind.fromjson(vm_to_json(vm))) == vm_to_json(vm)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from gmemd.host.model import Cpuset, Host, HostNode
 from gmemd.kernel.mempolicy import MemPolicy
-from gmemd.memory.placement import cpus_beside, guard_of, task_policy
+from gmemd.memory.placement import MOST_THREADS, cpus_beside, guard_of, task_policy, threads_for
 from gmemd.memory.prefaulting import disjoint
 from gmemd.plan.admission import Reserve
 from gmemd.plan.model import RegionPlan, Strategy
@@ -154,3 +155,20 @@ def test_only_regions_without_a_node_in_common_go_at_the_same_time() -> None:
     assert groups({0}, {1}, {0}) == [[0, 2], [1]]
     assert groups({0}, {1}, {0, 1}, {2}) == [[0, 1, 2], [3]]
     assert groups({0}, set(), {2}) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("backend", "size_bytes", "n_cpus", "n_threads"),
+    [
+        (Backend.GUEST_MEMFD, 64 * MIB, 8, 1),
+        (Backend.GUEST_MEMFD, 512 * MIB, 8, 2),
+        (Backend.GUEST_MEMFD, 1 << 40, 64, MOST_THREADS),
+        (Backend.GUEST_MEMFD, 1 << 40, 1, 1),
+        (Backend.MEMFD, 1 << 40, 64, 1),
+    ],
+)
+def test_threads_are_worth_their_start_and_run_in_parallel(
+    backend: Backend, size_bytes: int, n_cpus: int, n_threads: int
+) -> None:
+    region = replace(plan(PolicyMode.BIND, {0}, backend=backend), size_bytes=size_bytes)
+    assert threads_for(region, frozenset(range(n_cpus))) == n_threads
