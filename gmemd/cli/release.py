@@ -44,5 +44,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"version": 1, **released})
     else:
-        print(f"{released['vm']}: {released['state']}")
+        print(f"{released['vm']}: its memory was given back")
     return int(Exit.OK)

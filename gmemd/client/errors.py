@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from gmemd.client.types import Candidate, Problem, Refusal
 
-_FOR_OWNERS = frozenset({"Acquire", "Audit", "Describe", "Handover", "Register", "Watch"})
+_FOR_OWNERS = frozenset({"Acquire", "Audit", "Describe", "Register", "Watch"})
+
+
+_FOR_HOLDERS = frozenset({"Handover", "Release"})
 
 
 class NoDaemonError(GmemdError):
@@ -61,6 +64,8 @@ class RefusedError(CallError):
         """As CallError."""
         del told
         who = "root and the daemon's own user"
+        if method in _FOR_HOLDERS:
+            who = "the process that holds the VM's memory, root and the daemon's own user"
         if method in _FOR_OWNERS:
             who = "root, the daemon's own user and the owner that the VM's spec names"
         return f"{method}: not permitted", f"only {who} may; run it with sudo"
@@ -249,7 +254,9 @@ class FdRejectedError(BadCallError):
     @classmethod
     def words(cls, method: str, told: Mapping[str, Any]) -> tuple[str, str | None]:
         """As CallError."""
-        return f"{method}: file descriptor {told.get('index')}: {told.get('reason')}", None
+        index = told.get("index")
+        which = f"file descriptor {index}: " if isinstance(index, int) and index >= 0 else ""
+        return f"{method}: {which}{told.get('reason')}", None
 
 
 class TimedOutError(CallError):

@@ -115,20 +115,24 @@ class Adopting:
         except (VarlinkErrorReply, GmemdError) as error:
             message, hint = _words(error)
             if young:  # it may be making its memory
-                return
-            if vm.fail("adopt", f"pid {found.vmm.pid} can't be adopted: {message}", hint):
+                vm.unadopted = f"its VMM, pid {found.vmm.pid}, isn't adopted yet: {message}", hint
+                self._fleet.wake.set()
+            elif vm.fail("adopt", f"pid {found.vmm.pid} can't be adopted: {message}", hint):
                 log.warning("%s: %s", vm.name, vm.message)
         except Exception:
             log.exception("%s: adopting pid %d failed", vm.name, found.vmm.pid)
             vm.fail("internal", "internal error", "the daemon's log has the traceback")
         else:
             self._first_seen.clear()
+            vm.unadopted = "", ""
 
     def lost(self, spec: VmSpec) -> None:
         """Forget that a VMM could not be adopted, which is gone."""
         vm = self._fleet.vms.get(spec.vm)
-        if vm is not None and vm.failure and not vm.regions and not vm.busy:
-            vm.ask(spec)
+        if vm is not None and not vm.regions and not vm.busy:
+            vm.unadopted = "", ""
+            if vm.failure:
+                vm.ask(spec)
 
     async def adopt(self, vm: ManagedVm, pid: int | None) -> Adopted:
         """Adopt the VMM of a pid, or the one that the VM's spec finds.
@@ -240,6 +244,12 @@ class Adopting:
 
 def _take(spec: VmSpec, found: FoundVm, host: Host, in_hand: _InHand, *, whole: bool) -> Adoption:
     """In the thread: say which of a VMM's files are the spec's, and take them."""
+    if not found.declaration.vmm and not any(piece.fds for piece in found.vmm.pieces):
+        raise LayoutMismatchError(
+            f"pid {found.vmm.pid} ({found.vmm.program}) is no VMM that gmemd knows, and has no "
+            "guest_memfd and no large memfd",
+            hint="`gmemd audit --all` shows the VMs that run here",
+        )
     in_hand.pidfd = open_vmm(found.vmm)
     try:
         adoption = _planned(spec, found, host, {})

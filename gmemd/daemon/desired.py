@@ -89,7 +89,7 @@ class Change:
 
 _SHAPE = {"size_bytes": "size", "backend": "backend", "page_size": "page_size"}
 _PLACEMENT = {"policy": "policy", "host_nodes": "host_nodes"}
-_OTHER = {"prefault": "prefault"}
+_OTHER = {"prefault": "prefault", "memdev": "memdev"}
 
 
 def compare(old: VmSpec, new: VmSpec) -> Change:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
 
 from gmemd.daemon.holding import cpuset_warnings
-from gmemd.daemon.varlink.errors import AlreadyOwned, NoSuchVM, NotReady, ProvisioningFailed
+from gmemd.daemon.varlink.errors import (
+    AlreadyOwned,
+    FdRejected,
+    NoSuchVM,
+    NotReady,
+    ProvisioningFailed,
+)
 from gmemd.daemon.varlink.told import does_not_fit, provisioning_failed
 from gmemd.export.snapshot import VmState
 from gmemd.host.vms.holders import has_exited
@@ -32,6 +38,12 @@ if TYPE_CHECKING:
     from gmemd.memory.progress import Progress
 
 PEER = "peer"
+
+_INSTEAD = {
+    Source.REGISTER: "its VMM makes the memory, and calls Register",
+    Source.ADOPT: "its VMM makes the memory: start that, and gmemd takes the memory in",
+    Source.OBSERVE: "its VMM makes the memory, and gmemd only looks at it",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,9 @@ class Handing:
 
     async def _take(self, vm: ManagedVm, holder: Holder, payer: PassedCgroup | None) -> bool:
         """Give the memory to the holder if it is to be had now."""
+        adopted = vm.spec is not None and vm.spec.source is Source.ADOPT
+        if adopted or not (vm.regions or vm.held):
+            _refuse_what_never_comes(vm)
         if vm.held and vm.holder is not None:
             if vm.holder.is_process(holder.pid):
                 holder.close()
@@ -93,13 +108,15 @@ class Handing:
             if vm.bereft:
                 return False
             raise AlreadyOwned(vm=vm.name, holder_pid=vm.holder.pid)
-        if not vm.regions:
-            _refuse_what_never_comes(vm)
         if not vm.steady:
             return False
         if _awaits_its_payer(vm):
             if payer is None:
-                raise InvalidParameter(parameter="cgroup")
+                raise FdRejected(
+                    index=-1,
+                    reason="its spec says `cgroup: peer`, and no cgroup.procs came with the call "
+                    "(`gmemd run` passes its own where it may: as root, on cgroup v2)",
+                )
             await self._prefault(vm, payer)
             return False
         if has_exited(holder.pidfd):
@@ -224,11 +241,17 @@ def _refuse_what_never_comes(vm: ManagedVm) -> None:
         return
     if spec is None and vm.problem is None:  # not looked at yet
         return
+    if spec is not None:
+        raise NotReady(
+            vm=vm.name,
+            state=str(vm.state),
+            message=f"its spec says source: {spec.source}",
+            hint=_INSTEAD[spec.source],
+        )
     raise NotReady(
         vm=vm.name,
         state=str(vm.state),
-        message=vm.message
-        or (f"its spec says source: {spec.source}" if spec is not None else "its file is broken"),
+        message=vm.message or "its file is broken",
         hint=vm.hint or None,
     )
 

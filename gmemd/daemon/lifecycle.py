@@ -136,6 +136,7 @@ class Lifecycle:
             vm.promised = False
             if vm.progress is not None:
                 fleet.counters.add_prefault(vm.name, vm.progress.allocated_bytes)
+            vm.progress = None
             fleet.host_due = 0.0
         vm.dormant = False
         self.count_failed_policies(vm)

@@ -43,7 +43,7 @@ EXEC_SECONDS = 2.0
 """How long after it was given memory a process is looked at again, to see what it has become."""
 
 RELEASE_FIRST = "remove the file and reload to release its memory, then put the file back"
-AFTER_ITS_VMM = "it takes effect once its VMM has exited and its memory is released"
+AFTER_ITS_VMM = "it waits until its memory is released: when its VMM exits, or `gmemd release`"
 LEFT_ALONE = "its VMM, pid {pid}, was let go and isn't adopted again by itself"
 NO_SPEC = "its file is gone: its memory is let go when its VMM exits, or by `gmemd release --force`"
 NO_SPEC_KEPT = "its file is gone, its memory is kept: `gmemd release` gives it back"
@@ -195,13 +195,18 @@ class Reconciler:
             self._host_task = asyncio.create_task(fleet.refresh_host())
             self._host_task.add_done_callback(self._host_is_read)
         for name in self._in_order_of_admission():
-            vm = fleet.vms.setdefault(name, ManagedVm(name))
+            vm = fleet.vms.setdefault(name, ManagedVm(name, dormant=self._is_left_over(name)))
             try:
                 self._look_at(vm)
             except Exception:
                 log.exception("%s: looking at it failed", name)
                 vm.fail("internal", "internal error", "the daemon's log has the traceback")
         self.publish()
+
+    def _is_left_over(self, name: str) -> bool:
+        """Whether a VM's spec came with a call to an earlier daemon: nobody waits for it now."""
+        inline = self._is_inline(self._fleet.desired.specs.get(name))
+        return inline and not self._fleet.wanted[name]
 
     def _host_is_read(self, _: asyncio.Task[None]) -> None:
         self._host_task = None
@@ -277,9 +282,13 @@ class Reconciler:
             return
         words = (waiting_reason(spec) or "", "")
         if spec.source is Source.ADOPT:
-            words = self.observer.waiting(spec)
-            if vm.left_alone and not words[0]:
+            seen = self.observer.waiting(spec)
+            if vm.unadopted[0]:
+                words = vm.unadopted
+            elif vm.left_alone and not seen[0]:
                 words = (LEFT_ALONE.format(pid=vm.left_alone), f"`gmemd adopt {vm.name}` does")
+            elif seen[0]:
+                words = seen
         self._fleet.enter(vm, VmState.WAITING, *words)
 
     def _bring_about(self, vm: ManagedVm, spec: VmSpec) -> None:

@@ -192,7 +192,7 @@ class Taking:
                 vm=vm.name,
                 guest_node=None,
                 message=f"the memory is that of the VM {others[0]}",
-                hint="a file is one VM's: register it once",
+                hint="a file is one VM's: it can't be another's as well",
             )
         self._being_placed |= dict.fromkeys(inodes, vm.name)
         try:
@@ -323,7 +323,7 @@ class Taking:
     def _tell_what_is_missing(self, vm: ManagedVm, spec: VmSpec) -> None:
         lacking = missing(spec, [_as_taken(region, vm) for region in vm.regions])
         vm.holder_warnings = tuple(
-            f"guest node {node}: {format_size(size)} of its memory is not gmemd's to see yet"
+            f"guest node {node}: {format_size(size)} of its memory was not taken in"
             for node, size in sorted(lacking.items())
         )
 

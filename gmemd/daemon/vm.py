@@ -71,6 +71,7 @@ class ManagedVm:
     attempts ever, ``cause`` is the last one's. ``spec_indexes`` gives, by region id, the place of a
     region's spec among its guest node's. ``looked_at`` is bytes, and bytes in all, of an audit.
     ``left_alone`` is the pid of a VMM that was let go while it runs: it isn't adopted unasked.
+    ``unadopted`` is why one that runs isn't adopted, and the way out.
     """
 
     name: str
@@ -107,6 +108,7 @@ class ManagedVm:
     next_region_id: int = 0
     looked_at: tuple[int, int] | None = None
     left_alone: int = 0
+    unadopted: tuple[str, str] = ("", "")
     holder_warnings: tuple[str, ...] = ()
 
     @property

@@ -182,10 +182,12 @@ class GmemdInterface(VarlinkInterface, name=io.INTERFACE):
     @varlinkmethod
     async def Plan(self, *, vm: str | None = None, spec: str | None = None) -> io.PlanResult:  # noqa: N802  as above
         """What would be placed where."""
-        if not await self._service.may_pass_specs(current_call().peer):
-            raise PermissionDenied
         if (vm is None) == (spec is None):
             raise InvalidParameter(parameter="vm")
+        if vm is not None:
+            await self._require_use(vm)
+        elif not await self._service.may_pass_specs(current_call().peer):
+            raise PermissionDenied
         return await self._service.plan(vm, spec)
 
     @varlinkmethod(return_type=io.AuditResult)

@@ -110,12 +110,14 @@ class Protocol(VarlinkInterfaceServerProtocol):
             CALL.reset(token)
 
     def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
-        """Queue one whole message, its NUL included; one that is no JSON object is dropped."""
+        """Queue one whole message, its NUL included; one that is no JSON object ends it all."""
         try:
             called = json.loads(data[:-1])
         except (ValueError, RecursionError):
-            return
+            called = None
         if not isinstance(called, dict):
+            if self._transport is not None:
+                cast("Transport", self._transport).refuse("a message that is no JSON object")
             return
         loop = asyncio.get_running_loop()
         taken_up = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -89,3 +90,21 @@ def test_what_was_let_go_by_force_is_adopted_again_when_asked(daemon: Daemon) ->
             assert daemon.gmemd("release", "vm", "--force").returncode == 0
         with start_qemu("-name", "it", *QEMU) as another:
             daemon.until(lambda: held_by(another.pid))
+
+
+def test_why_a_vmm_that_runs_is_not_adopted_is_told(daemon: Daemon) -> None:
+    daemon.write("vm", "backend: memfd\nmatch: {qemu_name: it}\n", source="adopt", size="16MiB")
+    with daemon.running(), start_qemu("-name", "it", *QEMU) as qemu:
+        daemon.until(lambda: f"pid {qemu.pid}" in daemon.describe("vm")["message"])
+        told = daemon.describe("vm")
+        assert "16MiB in the spec, 8MiB in the VMM" in told["message"]
+        assert told["hint"]
+
+
+def test_a_process_that_is_no_vmm_is_named(daemon: Daemon) -> None:
+    daemon.write("vm", "backend: memfd\nmatch: {qemu_name: it}\n", source="adopt")
+    with daemon.running():
+        assert daemon.process is not None
+        done = daemon.gmemd("adopt", "vm", "--pid", str(os.getppid()))
+        assert done.returncode != 0
+        assert "no VMM that gmemd knows" in done.stderr

@@ -232,6 +232,7 @@ def test_what_is_not_there_to_be_acquired(running: Daemon) -> None:
         assert refused(caller, "acquire", "nobody").name == "NoSuchVM"
         error = refused(caller, "acquire", "seen")
         assert (error.name, error.parameters["state"]) == ("NotReady", "waiting")
+        assert error.parameters["message"] == "its spec says source: observe"
         error = refused(caller, "acquire", "bad")
         assert error.name == "NotReady"
         assert "bad.yaml" in error.parameters["message"]
@@ -254,7 +255,10 @@ def test_an_inline_spec_outlives_the_daemon(running: Daemon) -> None:
         caller.do("acquire", "guest-7", spec=inline("guest-7"))
         running.stop()
         with running.running():
-            assert running.wait_for("guest-7", "ready")["inline"] is True
+            assert running.describe("guest-7")["inline"] is True
+            assert not [link for link in memory_of(running) if "guest-7" in link], "nobody waits"
+            with vmm(running) as another:
+                another.do("acquire", "guest-7")
 
 
 def test_a_bad_inline_spec_leaves_nothing(running: Daemon) -> None:
@@ -382,6 +386,24 @@ def test_who_only_names_a_holder_hides_no_vm(daemon: Daemon) -> None:
                 lambda: "it is being looked for" not in daemon.describe("another")["message"]
             )
             assert daemon.describe("victim")["running"]["pid"] == qemu.pid
+
+
+def test_a_payer_that_is_asked_for_is_named(running: Daemon) -> None:
+    running.write("peer", more="cgroup: peer\n")
+    call(running.socket, "Reload")
+    with vmm(running) as caller:
+        error = refused(caller, "acquire", "peer")
+        assert (error.name, error.parameters["index"]) == ("FdRejected", -1)
+        assert "cgroup: peer" in error.parameters["reason"]
+
+
+def test_plans_are_for_who_may_see_the_vm(daemon: Daemon) -> None:
+    daemon.configure(f"inline_spec_users: [{NOBODY}]\n")
+    daemon.write("theirs")
+    with daemon.running(), vmm(daemon) as orchestrator:
+        daemon.wait_for("theirs", "ready")
+        orchestrator.do("become", NOBODY)
+        assert refused(orchestrator, "call", "Plan", vm="theirs").name == "PermissionDenied"
 
 
 def test_only_root_has_any_cgroup_pay(daemon: Daemon) -> None:

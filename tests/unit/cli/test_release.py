@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_the_state_afterwards_is_told(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_that_it_is_done_is_told(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     stub.on("Release", Answer({"vm": "a", "state": "waiting"}))
     assert main(["release", "a", "--socket", str(stub.path)]) == 0
-    assert capsys.readouterr().out == "a: waiting\n"
+    assert capsys.readouterr().out == "a: its memory was given back\n"
     assert main(["release", "a", "--force", "--json", "--socket", str(stub.path)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {"version": 1, "vm": "a", "state": "waiting"}

@@ -79,11 +79,14 @@ def test_a_message_without_end_is_cut_off(served: Served) -> None:
         assert another.call("Pid")
 
 
-def test_what_is_no_json_gets_no_reply_and_harms_nobody(served: Served) -> None:
-    for content in (b"not json", b"[1]", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b"\0"):
+def test_what_is_no_json_object_ends_the_connection(served: Served) -> None:
+    for content in (b"not json", b"[1]", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b"5", b""):
         with served.connect() as client:
-            client.socket.sendall(content + b"\0" + PID)
-            assert "parameters" in client.reply()
+            client.socket.sendall(content + b"\0")
+            assert client.is_closed(), content
+    with served.connect() as client:
+        client.socket.sendall(PID)
+        assert "parameters" in client.reply()
 
 
 def test_what_is_no_call_is_told_so(served: Served) -> None:
