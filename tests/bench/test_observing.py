@@ -16,8 +16,8 @@ LARGE_MIB = 2048
 
 def test_sampling_a_running_vm(tmp_path: Path) -> None:
     program = build(tmp_path)
-    small = _by_way(compare(program, SMALL_MIB, phase_seconds=2))
-    large = _by_way(compare(program, LARGE_MIB, phase_seconds=2))
+    small = _by_way(compare(program, SMALL_MIB, phase_seconds=1))
+    large = _by_way(compare(program, LARGE_MIB, phase_seconds=1))
     growth = large["gmemd, sample"].seconds / small["gmemd, sample"].seconds
     assert growth < 3, "a process eight times as large takes eight times as long to look at"
     sampled, others = large["gmemd, sample"], large["numastat -p"]

@@ -51,7 +51,7 @@ def test_qemu_runs_on_memory_that_the_daemon_made(daemon: Daemon) -> None:
             assert again.returncode == 3
             assert f"process {qemu.pid} holds its memory" in again.stderr
             forced = daemon.gmemd("release", "vm", "--force")
-            assert (forced.returncode, forced.stdout) == (0, "vm: waiting\n")
+            assert (forced.returncode, forced.stdout) == (0, "vm: its memory was given back\n")
             assert qemu.command("query-status")["status"] == "prelaunch"
 
 
