@@ -105,7 +105,7 @@ def test_a_registered_guests_pages_are_where_declared(daemon: Daemon, registered
     assert [region["resident"] for region in placed["regions"]] == [STEP, 0]
     assert placed["pid"] == registered.pid
     assert placed["warnings"] == [
-        "guest node 1: 16MiB of its memory is not gmemd's to see yet",
+        "guest node 1: 16MiB of its memory was not taken in",
     ]
     registered.do("write", STEP, STEP)
     registered.do("write", GIB, STEP)
@@ -174,7 +174,7 @@ def test_who_acquires_pays_and_gives_back_by_exiting(daemon: Daemon) -> None:
     with cgroup("gmemd-test-paying", "memory") as group:
         memory = Unevictable()
         with vmm.start(daemon.socket, in_cgroup(group)) as guest:
-            with pytest.raises(RefusedByDaemonError, match="InvalidParameter"):
+            with pytest.raises(RefusedByDaemonError, match="FdRejected"):
                 guest.do("acquire", "paid")
             assert memory.grown() == {}
             guest.do("acquire", "paid", cgroup=str(group))
