@@ -185,7 +185,7 @@ class GmemdInterface(VarlinkInterface, name=io.INTERFACE):
         if (vm is None) == (spec is None):
             raise InvalidParameter(parameter="vm")
         if vm is not None:
-            await self._require_use(vm)
+            _require_privilege()
         elif not await self._service.may_pass_specs(current_call().peer):
             raise PermissionDenied
         return await self._service.plan(vm, spec)
