@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 BELIEVED_SECONDS = 60
 
 
-async def may_use(peer: Peer, spec: VmSpec | None) -> bool:
-    """Whether the peer may use the VM's memory: as root, as the daemon's user, or as its owner."""
-    if peer.privileged:
-        return True
-    return spec is not None and bool(await usable(peer, {spec.vm: spec}))
-
-
 async def usable(peer: Peer, specs: Mapping[str, VmSpec | None]) -> frozenset[str]:
     """Return the names of the VMs that the peer may use; ``specs`` is by name."""
     if peer.privileged:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from gmemd.kernel._kernel import ffi, lib
+from gmemd.kernel.descriptor import OwnedFd
 from gmemd.kernel.errors import KernelError, invoke
 from gmemd.kernel.pages import WindowScan, scanned
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from gmemd.kernel.mapping import Mapping
 
 MOST_RUNS = 1024
@@ -38,32 +37,15 @@ class Rescan:
     n_runs: int
 
 
-class Pagemap:
+class Pagemap(OwnedFd):
     """The page tables of this process, open for reading. Raises KernelError."""
 
     def __init__(self) -> None:
         path = "/proc/self/pagemap"
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            super().__init__(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise KernelError("open pagemap", error.errno or 0, f"opening {path}") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close it; a second call does nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     def rescan(self, window: Mapping, fd: int, nodes: array[int]) -> Rescan:
         """Look again at a whole mapped window of ``fd``; ``nodes`` are its pages' (scan_window).

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Self
 
 from gmemd.kernel._kernel import lib
+from gmemd.kernel.descriptor import OwnedFd
 from gmemd.kernel.errors import KernelError, invoke
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 GUEST_MEMFD_MMAP = lib.GM_GUEST_MEMFD_MMAP
 """The guest_memfd may be mapped by user space."""
@@ -18,31 +15,7 @@ GUEST_MEMFD_INIT_SHARED = lib.GM_GUEST_MEMFD_INIT_SHARED
 """Its pages are shared from the start: a mapping can touch them."""
 
 
-class _OwnedFd:
-    """An fd that is closed at the end of its ``with`` block."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the fd; a second call does nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
-class KvmVm(_OwnedFd):
+class KvmVm(OwnedFd):
     """A VM without vCPUs, of use as the maker of guest_memfds, which keep it alive."""
 
     def check_extension(self, capability: int) -> int:
@@ -78,7 +51,7 @@ class KvmVm(_OwnedFd):
         )
 
 
-class Kvm(_OwnedFd):
+class Kvm(OwnedFd):
     """The KVM device, open. Raises KernelError if there is none or it isn't permitted."""
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/kvm") -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -150,5 +151,20 @@ class Daemon:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Daemon:
-    return Daemon(tmp_path)
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon whose socket is where every user gets at it."""
+    made = Daemon(tmp_path)
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        made.socket = Path(directory) / "io.gmemd"
+        made.configure()
+        yield made
+
+
+@pytest.fixture
+def running(daemon: Daemon) -> Iterator[Daemon]:
+    """It runs, and has memory for a VM."""
+    daemon.write("db-01")
+    with daemon.running():
+        daemon.wait_for("db-01", "ready")
+        yield daemon

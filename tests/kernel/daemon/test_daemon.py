@@ -19,19 +19,9 @@ import pytest
 from gmemd.client.blocking import BadCallError, CallError, NoDaemonError, call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.kernel.daemon.conftest import Daemon
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def running(daemon: Daemon) -> Iterator[Daemon]:
-    daemon.write("db-01")
-    with daemon.running():
-        daemon.wait_for("db-01", "ready")
-        yield daemon
 
 
 def memory_fds(daemon: Daemon) -> list[str]:

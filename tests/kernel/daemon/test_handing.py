@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -19,32 +18,12 @@ from tests.kernel.daemon.vmms import RefusedByDaemonError, Vmm, vmm
 from tests.qemu import SMALL, start_qemu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.kernel.daemon.conftest import Daemon
 
 MIB = 1 << 20
 GIB = 1 << 30
 NOBODY = 65534
 OBSERVED = "version: 1\nvm: another\nsource: observe\n"
-
-
-@pytest.fixture
-def daemon(daemon: Daemon) -> Iterator[Daemon]:
-    """Its socket is where every user gets at it."""
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        daemon.socket = Path(directory) / "io.gmemd"
-        daemon.configure()
-        yield daemon
-
-
-@pytest.fixture
-def running(daemon: Daemon) -> Iterator[Daemon]:
-    daemon.write("db-01")
-    with daemon.running():
-        daemon.wait_for("db-01", "ready")
-        yield daemon
 
 
 def fds_of(daemon: Daemon) -> list[str]:

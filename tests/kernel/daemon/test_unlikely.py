@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,24 +30,6 @@ os.setresuid(65534, 65534, 65534)
 connection = socket.socket(fileno=int(sys.argv[2]))
 connection.connect(sys.argv[1])
 """
-
-
-@pytest.fixture
-def daemon(daemon: Daemon) -> Iterator[Daemon]:
-    """Its socket is where every user gets at it."""
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        daemon.socket = Path(directory) / "io.gmemd"
-        daemon.configure()
-        yield daemon
-
-
-@pytest.fixture
-def running(daemon: Daemon) -> Iterator[Daemon]:
-    daemon.write("db-01")
-    with daemon.running():
-        daemon.wait_for("db-01", "ready")
-        yield daemon
 
 
 def test_a_release_leaves_what_another_has_got_by_then(daemon: Daemon) -> None:

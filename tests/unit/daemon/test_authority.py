@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gmemd.daemon import authority
-from gmemd.daemon.authority import may_pass_specs, may_use, usable
+from gmemd.daemon.authority import may_pass_specs, usable
 from gmemd.daemon.varlink.peer import Peer, PeerError
 from gmemd.spec.model import GuestNode, Owner, RegionSpec, VmSpec
 
@@ -28,8 +28,12 @@ def peer(uid: int = STRANGER, gid: int = STRANGER, *groups: int) -> Peer:
     return Peer(os.getpid(), uid, gid, frozenset(groups))
 
 
+def uses(who: Peer, asked: VmSpec | None) -> bool:
+    return asyncio.run(usable(who, {"db": asked})) == {"db"}
+
+
 def may(who: Peer, **owner: str) -> bool:
-    return asyncio.run(may_use(who, spec(**owner)))
+    return uses(who, spec(**owner))
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +55,7 @@ def known_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 def test_root_and_our_own_user_may_use_everything() -> None:
     assert may(peer(0))
     assert may(peer(os.geteuid()))
-    assert asyncio.run(may_use(peer(0), None))
+    assert uses(peer(0), None)
     assert asyncio.run(may_pass_specs(peer(0), []))
 
 
@@ -60,7 +64,7 @@ def test_others_may_use_nothing_that_isnt_theirs() -> None:
     assert not may(peer(), user="operator")
     assert not may(peer(), user="nobody-knows")
     assert not may(peer(), group="nobody-knows")
-    assert not asyncio.run(may_use(peer(), None))
+    assert not uses(peer(), None)
     assert not asyncio.run(may_pass_specs(peer(), []))
     assert not asyncio.run(may_pass_specs(peer(), ["operator", "1", "nobody-knows"]))
 
