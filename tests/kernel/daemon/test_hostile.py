@@ -40,7 +40,7 @@ def attacking(
 ) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, hostile.__file__, str(uid), attack, *map(str, fds)]
     with subprocess.Popen(
-        command, cwd=daemon.directory, stdin=-1, stdout=-1, text=True, pass_fds=fds
+        command, cwd=daemon.socket.parent, stdin=-1, stdout=-1, text=True, pass_fds=fds
     ) as process:
         try:
             assert process.stdout is not None
@@ -70,7 +70,6 @@ def unharmed(daemon: Daemon, record: Callable[[str, object], None]) -> Iterator[
 
     What is given times the calls once it is called.
     """
-    daemon.directory.chmod(0o755)
     owner = f"owner: {{user: {OWNER}}}\n"
     daemon.write("theirs", owner)
     daemon.write("offered", f"{owner}backend: memfd\n", source="register")
