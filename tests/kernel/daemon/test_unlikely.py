@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gmemd.client.blocking import call
 from tests.kernel.daemon.test_handing import inline, kinds, refused
 from tests.kernel.daemon.vmms import RefusedByDaemonError, Vmm, vmm
 
@@ -33,13 +34,16 @@ connection.connect(sys.argv[1])
 
 
 def test_a_release_leaves_what_another_has_got_by_then(daemon: Daemon) -> None:
-    daemon.write("big", size="2GiB")
     with daemon.running():
-        daemon.wait_for("big", "provisioning")
         with vmm(daemon) as waiting, vmm(daemon) as other:
             connections = kinds(daemon)["socket:[N]"]
+            daemon.write("big", size="2GiB")
+            call(daemon.socket, "Reload")
             waiting.begin("acquire", "big")
-            daemon.until(lambda: kinds(daemon)["socket:[N]"] > connections)
+            daemon.until(
+                lambda: kinds(daemon)["socket:[N]"] > connections
+                or daemon.describe("big")["holder"] is not None
+            )
             with suppress(RefusedByDaemonError):
                 other.do("call", "Release", vm="big")
             assert len(waiting.end()) == 2
