@@ -8,33 +8,33 @@ import importlib
 import io
 import os
 import sys
-import traceback
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, cast
 
 import gmemd
 from gmemd.errors import Exit, GmemdError
 
+TYPE_CHECKING = False  # that of typing, which takes as long to import as all the rest of this
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, NoReturn, Protocol
+
+    class SubcommandModule(Protocol):
+        """What a subcommand's module offers."""
+
+        HELP: str
+
+        def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+            """Declare the subcommand's own arguments."""
+
+        def run(self, args: argparse.Namespace) -> int:
+            """Do it; the result is the exit code."""
 
 
-class Subcommand(NamedTuple):
+class Subcommand:
     """A subcommand's module and the line that ``gmemd --help`` gives it."""
 
-    module: str
-    help: str
-
-
-class SubcommandModule(Protocol):
-    """What a subcommand's module offers."""
-
-    HELP: str
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the subcommand's own arguments."""
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Do it; the result is the exit code."""
+    def __init__(self, module: str, help_line: str) -> None:
+        self.module = module
+        self.help = help_line
 
 
 SUBCOMMANDS = {
@@ -59,8 +59,30 @@ EXIT_CODES = (
 )
 
 
+class _Help(argparse.HelpFormatter):
+    """Help as wide as the terminal, found out without importing shutil."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """The terminal's width; 80 where there is none."""
+    try:
+        told = int(os.environ.get("COLUMNS", "0"))
+    except ValueError:
+        told = 0
+    try:
+        return told if told > 0 else os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like all others of gmemd."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  argparse's own, passed on
+        super().__init__(**options, formatter_class=_Help)
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, and exit with the usage code."""
@@ -72,7 +94,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _load(name: str) -> SubcommandModule:
     """Import a subcommand's module; nothing else of the command line is imported with it."""
-    return cast("SubcommandModule", importlib.import_module(SUBCOMMANDS[name].module))
+    module: Any = importlib.import_module(SUBCOMMANDS[name].module)
+    return module  # type: ignore[no-any-return]
 
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -83,8 +106,14 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"gmemd {gmemd.__version__}")
+
+    def parser_of(**options: Any) -> _Parser | None:  # noqa: ANN401  as above
+        """The chosen subcommand's; nothing is read for the others, so they need none."""
+        return _Parser(**options) if options["prog"] == f"{parser.prog} {chosen}" else None
+
+    parsers: Any = parser_of
     subparsers = parser.add_subparsers(
-        dest="subcommand", metavar="COMMAND", required=True, parser_class=_Parser
+        dest="subcommand", metavar="COMMAND", required=True, parser_class=parsers
     )
     for name, subcommand in SUBCOMMANDS.items():
         if name != chosen:
@@ -143,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"gmemd: output can't be written: {error.strerror}", file=sys.stderr)
             return int(Exit.HOST)
         if os.environ.get("GMEMD_TRACEBACK"):
+            import traceback  # noqa: PLC0415  slow to import
+
             traceback.print_exc()
         print(f"gmemd: internal error: {type(error).__name__}: {error}", file=sys.stderr)
         print(
