@@ -73,13 +73,16 @@ class KeptWindows:
     """Keeps windows mapped, the first that come, as long as ``budget_bytes`` allow.
 
     A mapping keeps the file's memory alive: `forget` a file before it is given back. All methods
-    may be called by any thread; one that comes while a window is looked at waits for that. Raises
-    KernelError where this process' page tables can't be read.
+    may be called by any thread; one that comes while a window is looked at waits for that.
+    ``used_bytes`` of the budget are taken by ``n_windows``. Raises KernelError where this process'
+    page tables can't be read.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
+        self.n_windows = 0
+        self._unable = False  # before Linux 6.7
         self._pagemap = Pagemap()
         self._windows: dict[_File, dict[tuple[int, int], _Kept]] = {}
         self._lock = Lock()
@@ -107,11 +110,20 @@ class KeptWindows:
         with self._lock:
             self._drop_file(_file(fd))
 
-    @property
-    def n_windows(self) -> int:
-        """How many windows are kept."""
+    def has(self, fd: int, offset: int, length: int) -> bool:
+        """Whether a window of a file is kept."""
         with self._lock:
-            return sum(len(windows) for windows in self._windows.values())
+            return bool(self.n_windows) and (offset, length) in self._windows.get(_file(fd), ())
+
+    def resize(self, budget_bytes: int) -> None:
+        """Take on another budget; of what is kept beyond it the newest is unmapped."""
+        with self._lock:
+            self.budget_bytes = budget_bytes
+            for file in reversed(list(self._windows)):
+                for where in reversed(list(self._windows[file])):
+                    if self.used_bytes <= budget_bytes:
+                        return
+                    self._drop(file, where)
 
     def look(self, fd: int, offset: int, length: int) -> Look | None:
         """Look at a window of a file, for the first time or again; None if it isn't to be kept.
@@ -126,14 +138,15 @@ class KeptWindows:
                 return self._first_look(fd, file, offset, length)
             try:
                 return self._look_again(fd, kept)
-            except KernelError:
+            except KernelError as error:
                 self._drop(file, (offset, length))
+                self._unable = self._unable or error.errno == errno.ENOTTY
                 return None
 
     def _first_look(self, fd: int, file: _File, offset: int, length: int) -> Look | None:
         cost = cost_bytes(length)
-        n_windows = sum(len(windows) for windows in self._windows.values())
-        if self.used_bytes + cost > self.budget_bytes or n_windows >= MOST_WINDOWS:
+        full = self.used_bytes + cost > self.budget_bytes or self.n_windows >= MOST_WINDOWS
+        if full or self._unable:
             return None
         if not is_guest_memfd(fd):
             return None
@@ -152,6 +165,7 @@ class KeptWindows:
             kept = _Kept(mapping, nodes, Counter(scan.by_node), errors)
             self._windows.setdefault(file, {})[offset, length] = kept
             self.used_bytes += cost
+            self.n_windows += 1
         return Look(replace(scan, nodes=None), scan.resident_pages)
 
     def _look_again(self, fd: int, kept: _Kept) -> Look:
@@ -179,6 +193,7 @@ class KeptWindows:
 
     def _drop(self, file: _File, where: tuple[int, int]) -> None:
         self._windows[file].pop(where).mapping.close()
+        self.n_windows -= 1
         self.used_bytes -= cost_bytes(where[1])
 
     def _drop_file(self, file: _File) -> None:

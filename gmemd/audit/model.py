@@ -94,6 +94,9 @@ class RegionAudit:
     can't be read; ``other_policies`` are those found further in, where they differ from it.
     ``unknown_reason`` says why bytes are unknown; ``errors`` counts what went wrong by reason.
     ``where`` is there if it was asked for, from a look of its own right after the region's.
+    Since ``verified_timestamp`` (seconds since the epoch) every page was looked at, one by one or
+    all at once; None where that isn't so yet. ``rolled``: it was put together from looks that a
+    rolling scan has taken, and counted, before.
     """
 
     guest_node: int
@@ -111,6 +114,8 @@ class RegionAudit:
     other_policies: tuple[PolicyRead, ...] = ()
     sample: Sample | None = None
     where: Where | None = None
+    verified_timestamp: float | None = None
+    rolled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

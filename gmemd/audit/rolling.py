@@ -2,17 +2,21 @@
 
 What a window was when it was looked at last is kept until it is looked at again, with the time; the
 windows of a region together are its audit, as old as the oldest of them. A region may come or go at
-any time, and nothing is looked at twice before everything else was looked at again.
+any time, and nothing is looked at twice before everything else was looked at again. But windows
+that stay mapped, which cost next to nothing, have a turn of their own and don't wait for the rest.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
-from threading import Condition
+from threading import Condition, Lock
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from gmemd.audit.scan import (
     RESIDENCY_CHANGED,
@@ -22,23 +26,23 @@ from gmemd.audit.scan import (
     huge_bytes,
     looker,
 )
+from gmemd.audit.windows import Seen, Windows
 from gmemd.kernel.memfd import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from threading import Event
 
+    from gmemd.audit.budget import CpuBudget
     from gmemd.audit.kept import KeptWindows
-    from gmemd.audit.model import PolicyRead, RegionAudit
-
-MOST_WINDOWS = 1 << 15
-"""Of one region, remembered: of one above 1 TiB they are larger than `WINDOW_BYTES`."""
-
-CREDIT_SECONDS = 10.0
-"""What wasn't used is made up for as long as this, so that a busy host costs no accuracy."""
+    from gmemd.audit.model import RegionAudit
 
 IDLE_SECONDS = 1.0
-"""How long to wait where there is nothing to look at."""
+"""How long to wait at the most where there is nothing to look at."""
+
+
+MEMORY_SECONDS = 0.1
+"""CPU seconds that one kind of windows, mapped or not, may be ahead of the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,71 +69,68 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a window was; pairs instead of dictionaries, as there are many."""
+class Looked:
+    """What a rolling scan has done: CPU seconds, pages whose node it saw, what went wrong."""
 
-    timestamp: float
-    by_node: tuple[tuple[int, int], ...]
-    unknown_bytes: int
-    errors: tuple[tuple[str, int], ...]
-    reasons: tuple[str, ...]
-    policies: tuple[PolicyRead, ...]
+    cpu_seconds: float
     pages_seen: int
-    exact: bool
-
-
-@dataclass(slots=True)
-class _Rolling:
-    region: RollingRegion
-    window_bytes: int
-    windows: list[_Seen | None]
-    missing: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.missing = len(self.windows)
+    errors: dict[str, int]
 
 
 class RollingScan:
-    """Looks at regions' windows for ``share`` of one CPU, in CPU time of the thread that steps.
+    """Looks at regions' windows as a budget allows, in CPU time of the thread that steps.
 
-    `step` is for one thread, the other methods are for any. Windows are ``kept`` as long as its
-    budget lasts. A region's file must stay open until `remove` has returned.
+    Nothing is looked at again before ``rest_seconds`` have passed. Windows are ``kept`` as long as
+    there is room for them. ``completed`` is called with a region's key, by the thread that steps,
+    when all of it was looked at for the first time. `step` is for one thread, the other methods
+    are for any. A region's file must stay open until `remove` has returned.
     """
 
     def __init__(
         self,
-        share: float,
+        budget: CpuBudget,
         *,
+        rest_seconds: float = 0.0,
         kept: KeptWindows | None = None,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
-        self.share = share
-        self.cpu_seconds = 0.0
+        self.rest_seconds = rest_seconds
         self.windows_looked_at = 0
+        self.completed: Callable[[Hashable], None] = lambda _: None
+        self._budget = budget
         self._kept = kept
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._window_bytes = window_bytes
-        self._next = clock()
         self._order = count()
-        self._queue: list[tuple[float, int, Hashable, int, _Rolling]] = []
-        self._regions: dict[Hashable, _Rolling] = {}
-        self._looking_at: _Rolling | None = None
+        self._queues: dict[bool, list[tuple[float, int, Windows]]] = {True: [], False: []}
+        self._used = {True: 0.0, False: 0.0}
+        self._regions: dict[Hashable, Windows] = {}
+        self._looking_at: Windows | None = None
         self._lock = Condition()
+        self._stepping = Lock()
+        self._alike: WeakValueDictionary[Seen, Seen] = WeakValueDictionary()
+        self._cpu_seconds = 0.0
+        self._pages_seen = 0
+        self._errors: Counter[str] = Counter()
 
     def add(self, key: Hashable, region: RollingRegion) -> None:
-        """Look at a region from now on; one of the same key is replaced."""
-        window_bytes = max(self._window_bytes, region.page_size)
-        while region.size_bytes > window_bytes * MOST_WINDOWS:
-            window_bytes *= 2
-        n_windows = -(-region.size_bytes // window_bytes)
-        rolling = _Rolling(region, window_bytes, [None] * n_windows)
+        """Look at a region from now on; one of the same key is replaced, unless it is the same.
+
+        One that only is idle now, or isn't any more, is the same.
+        """
         with self._lock:
+            known = self._regions.get(key)
+            if known is not None and replace(known.region, idle=region.idle) == region:
+                known.region = region
+                return
+            rolling = Windows(key, region, max(self._window_bytes, region.page_size))
             self._regions[key] = rolling
-            for index in range(n_windows):
-                heappush(self._queue, (0.0, next(self._order), key, index, rolling))
+            if rolling.missing:
+                heappush(self._queues[False], (0.0, next(self._order), rolling))
+            self._lock.notify_all()
 
     def remove(self, key: Hashable) -> None:
         """Look at a region no more, and keep nothing of it mapped; a look under way ends first."""
@@ -145,79 +146,166 @@ class RollingScan:
             rolling = self._regions.get(key)
             if rolling is None or rolling.missing or not rolling.windows:
                 return None
-            seen = [window for window in rolling.windows if window is not None]
-        region = rolling.region
-        tally = Tally(region.page_size)
-        for window in seen:
-            tally.by_node.update(dict(window.by_node))
-            tally.unknown_bytes += window.unknown_bytes
-            tally.errors.update(dict(window.errors))
-            tally.reasons.update(dict.fromkeys(window.reasons))
-            tally.policies.update(dict.fromkeys(window.policies))
-            tally.pages_seen += window.pages_seen
-            tally.exact = tally.exact and window.exact
+            region, totals = rolling.region, rolling.totals
+            tally = Tally(
+                region.page_size,
+                by_node=+totals.by_node,
+                unknown_bytes=totals.unknown_bytes,
+                errors=+totals.errors,
+                reasons=dict.fromkeys(+totals.reasons),
+                policies=dict.fromkeys(rolling.policies()),
+                exact=not totals.inexact,
+            )
+            oldest_timestamp = rolling.timestamps[rolling.oldest()]
+        tally.pages_seen = tally.by_node.total() // region.page_size
         if region.page_size != PAGE_SIZE and tally.reasons:
             allocated = huge_bytes(region.fd, region.size_bytes)
             tally.unknown_bytes = max(0, allocated - tally.by_node.total())
         return Verified(
             audit=tally.as_audit(region.guest_node, region.index, region.size_bytes),
-            oldest_timestamp=min(window.timestamp for window in seen),
+            oldest_timestamp=oldest_timestamp,
         )
+
+    def scan_now(self, key: Hashable, stop: Event | None = None) -> None:
+        """Look at what wasn't looked at yet of a region, budget or not; in the caller's thread.
+
+        Ends early where it is removed meanwhile, or ``stop`` is set. The CPU time is the caller's.
+        """
+        while stop is None or not stop.is_set():
+            with self._stepping:
+                with self._lock:
+                    rolling = self._regions.get(key)
+                    if rolling is None or not rolling.missing:
+                        return
+                    self._looking_at = rolling
+                self._look_at(rolling, mapped=False)
+
+    def is_verified(self, key: Hashable) -> bool:
+        """Whether all of a region was looked at."""
+        with self._lock:
+            rolling = self._regions.get(key)
+            return rolling is not None and not rolling.missing
+
+    def take_looked(self) -> Looked:
+        """Give what was done since the last call."""
+        with self._lock:
+            looked = Looked(self._cpu_seconds, self._pages_seen, dict(self._errors))
+            self._cpu_seconds, self._pages_seen = 0.0, 0
+            self._errors.clear()
+        return looked
 
     def step(self) -> float:
         """Look at one window if the budget allows; give the seconds until the next one may be.
 
-        Raises what a look raises that isn't of the memory, and leaves that window out from then on.
+        Raises what a look raises that isn't of the memory; that region is looked at no more then,
+        until it is added again.
         """
-        now = self._clock()
-        if now < self._next:
-            return self._next - now
-        self._next = max(self._next, now - CREDIT_SECONDS)
+        if wait := self._budget.wait_seconds():
+            return wait
         cpu = self._cpu_clock()
         try:
-            looked = self._look_at_oldest(now)
+            rest = self._look_at_next()
         finally:
             used = self._cpu_clock() - cpu
-            self.cpu_seconds += used
-            self._next += used / self.share
-        if not looked:
-            return IDLE_SECONDS
-        self.windows_looked_at += 1
-        return max(0.0, self._next - self._clock())
+            self._budget.spend(used)
+            with self._lock:
+                self._cpu_seconds += used
+        return rest or self._budget.wait_seconds()
 
     def run(self, stop: Event) -> None:
         """Step until ``stop`` is set; errors are `step`'s."""
         while not stop.wait(self.step()):
             pass
 
-    def _look_at_oldest(self, now: float) -> bool:
-        with self._lock:
-            chosen = self._oldest()
-            self._looking_at = chosen[2] if chosen else None
-        if chosen is None:
-            return False
-        key, index, rolling = chosen
-        seen = None
+    def _look_at_next(self) -> float:
+        """Look at the window whose turn it is; gives how long to rest where there is none."""
+        with self._stepping:
+            with self._lock:
+                rest, mapped, rolling = self._choose(self._clock())
+                self._looking_at = rolling
+            if rolling is None:
+                return rest
+            self._look_at(rolling, mapped=mapped)
+        return 0.0
+
+    def _look_at(self, rolling: Windows, *, mapped: bool) -> None:
+        """Look at a region's next window of one kind, and take on what it is."""
+        now, looked, index = self._clock(), None, rolling.next(mapped=mapped)
+        cpu = self._cpu_clock()
         try:
-            seen = self._look(rolling, index)
+            if index is not None:
+                looked = self._look(rolling, index)
         finally:
             with self._lock:
+                self._note_use(self._cpu_clock() - cpu, mapped=mapped)
                 self._looking_at = None
                 self._lock.notify_all()
-                if self._regions.get(key) is rolling and seen is not None:
-                    rolling.missing -= rolling.windows[index] is None
-                    rolling.windows[index] = seen
-                    heappush(self._queue, (now, next(self._order), key, index, rolling))
-        return True
+                if looked is None and self._regions.get(rolling.key) is rolling:
+                    del self._regions[rolling.key]
+        if looked is not None and index is not None:
+            seen, stays = looked
+            self._take_on(rolling, index, seen, stays=stays, now=now, mapped=mapped)
 
-    def _oldest(self) -> tuple[Hashable, int, _Rolling] | None:
-        while self._queue:
-            _, _, key, index, rolling = heappop(self._queue)
-            if self._regions.get(key) is rolling:
-                return key, index, rolling
-        return None
+    def _take_on(
+        self, rolling: Windows, index: int, seen: Seen, *, stays: bool, now: float, mapped: bool
+    ) -> None:
+        """Note what a window was, of a region that is still there, and line it up again."""
+        with self._lock:
+            if self._regions.get(rolling.key) is not rolling:
+                return
+            missing = rolling.missing
+            rolling.note(index, seen, at=now, mapped=stays)
+            self._queue(rolling, mapped=mapped)
+            if stays is not mapped:
+                self._queue(rolling, mapped=stays)
+            self.windows_looked_at += 1
+        if missing and not rolling.missing:
+            self.completed(rolling.key)
 
-    def _look(self, rolling: _Rolling, index: int) -> _Seen:
+    def _queue(self, rolling: Windows, *, mapped: bool) -> None:
+        """Line a region up by the age of its oldest window of that kind, if there is one."""
+        index = rolling.next(mapped=mapped)
+        if index is not None:
+            at = rolling.monotonic[index]
+            heappush(self._queues[mapped], (at, next(self._order), rolling))
+
+    def _choose(self, now: float) -> tuple[float, bool, Windows | None]:
+        """Choose what is due; if nothing is, say for how long.
+
+        Of both kinds the one that has used less: what stays mapped is cheap, and so comes first.
+        """
+        due = {mapped: self._due(mapped=mapped) for mapped in self._queues}
+        ready = [mapped for mapped, at in due.items() if at <= now]
+        if not ready:
+            return min(IDLE_SECONDS, min(due.values()) - now), False, None
+        mapped = min(ready, key=lambda mapped: self._used[mapped])
+        return 0.0, mapped, heappop(self._queues[mapped])[2]
+
+    def _due(self, *, mapped: bool) -> float:
+        """When the first window of a kind is due; never, where there is none."""
+        queue = self._queues[mapped]
+        while queue and not self._is_in_line(queue[0], mapped=mapped):
+            heappop(queue)
+        if not queue:
+            return math.inf
+        looked_at = queue[0][0]
+        return looked_at + self.rest_seconds if looked_at else 0.0
+
+    def _note_use(self, cpu_seconds: float, *, mapped: bool) -> None:
+        """Count what a kind of windows has used; what it didn't need long ago is forgotten."""
+        other = self._used[not mapped]
+        self._used[mapped] = max(self._used[mapped], other - MEMORY_SECONDS) + cpu_seconds
+
+    def _is_in_line(self, entry: tuple[float, int, Windows], *, mapped: bool) -> bool:
+        """Whether a region is still there, and its next window that of the entry."""
+        looked_at, _, rolling = entry
+        if self._regions.get(rolling.key) is not rolling:
+            return False
+        index = rolling.next(mapped=mapped)
+        return index is not None and rolling.monotonic[index] == looked_at
+
+    def _look(self, rolling: Windows, index: int) -> tuple[Seen, bool]:
+        """Look at a window; gives what it was, and whether it stays mapped."""
         region = rolling.region
         start = index * rolling.window_bytes
         at = region.offset + start
@@ -232,15 +320,18 @@ class RollingScan:
             kept=self._kept,
         )
         read = how.look(at, length, tally)
-        if region.idle and has_changed(region.fd, read):
+        if region.idle and has_changed(region.fd, read) and rolling.region.idle:
             tally.errors[RESIDENCY_CHANGED] += 1
-        return _Seen(
-            timestamp=time.time(),
-            by_node=tuple(tally.by_node.items()),
+        seen = Seen(
+            by_node=tuple(sorted(tally.by_node.items())),
             unknown_bytes=tally.unknown_bytes,
-            errors=tuple((+tally.errors).items()),
+            errors=tuple(sorted((+tally.errors).items())),
             reasons=tuple(tally.reasons),
             policies=tuple(tally.policies),
-            pages_seen=tally.pages_seen,
             exact=tally.exact,
         )
+        with self._lock:
+            self._pages_seen += tally.pages_seen
+            self._errors.update(tally.errors)
+        stays = self._kept is not None and self._kept.has(region.fd, at, length)
+        return self._alike.setdefault(seen, seen), stays

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gmemd.daemon.desired import Desired
 from gmemd.errors import GmemdError
 from gmemd.plan.ledger import commitments
+from gmemd.spec.config import AuditConfig
 
 if TYPE_CHECKING:
     from gmemd.daemon.vm import ManagedVm
@@ -31,7 +32,10 @@ log = logging.getLogger(__name__)
 class Fleet:
     """The VMs by name, the specs in force, and the host's figures as last read.
 
-    ``wake`` is set where something is to be looked at soon, ``host_due`` is on the monotonic clock.
+    ``wake`` is set where something is to be looked at soon, ``audit_wanted`` where an audit is due
+    sooner than it was; ``host_due`` is on the monotonic clock.
+    ``sample_pages`` of a guest node are drawn where an audit draws, ``page_table_bytes`` are spent
+    on what stays mapped between two looks.
     ``wanted`` counts who waits for a VM's memory, ``changes`` how often all were told of one.
     ``stopping``: nothing is begun any more.
     """
@@ -48,11 +52,14 @@ class Fleet:
         self.counters = counters
         self.reserve = reserve
         self.audit_interval_seconds = audit_interval_seconds
+        self.sample_pages = AuditConfig().sample_pages
+        self.page_table_bytes = 0
         self.desired = Desired()
         self.vms: dict[str, ManagedVm] = {}
         self.host: Host | None = None
         self.host_due = 0.0
         self.wake = asyncio.Event()
+        self.audit_wanted = asyncio.Event()
         self.wanted: Counter[str] = Counter()
         self.stopping = False
         self.changes = 0
@@ -84,6 +91,11 @@ class Fleet:
         """Have a VM go to a state, and log it if it is news."""
         if vm.enter(state, message, hint):
             log.info("%s: %s%s", vm.name, state, f": {message}" if message else "")
+
+    def audit_soon(self, vm: ManagedVm) -> None:
+        """Have a VM audited before all others."""
+        vm.audit_due = 0.0
+        self.audit_wanted.set()
 
     def retry_failed(self) -> None:
         """Let failed VMs try again now, as something that may heal them happened."""

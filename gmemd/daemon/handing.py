@@ -153,7 +153,7 @@ class Handing:
             finally:
                 vm.progress = None
             vm.prefaulted = True
-            vm.audit_due = 0.0
+            self._fleet.audit_soon(vm)
             vm.settle()
 
         await self._lifecycle.do(vm, work)

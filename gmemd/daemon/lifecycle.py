@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import time
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gmemd.audit.scan import RESIDENCY_CHANGED, AuditStoppedError
+from gmemd.audit.watching import Watch
 from gmemd.daemon.varlink.errors import NoSuchVM
 from gmemd.daemon.vm import Failure, Work
 from gmemd.drift.compute import compute_drift
@@ -44,7 +46,20 @@ log = logging.getLogger(__name__)
 
 RELEASED = "its memory was given back; it is made again when somebody acquires it"
 
+FRESH_INTERVALS = 2
+"""What the rolling scan saw so many audit intervals ago is taken for what is now."""
+
+AT_ONCE_BYTES = 256 << 20
+"""A VM that is new and no larger is looked at whole at once, which takes some 80 ms of a CPU."""
+
 _R = TypeVar("_R")
+
+
+class Look(Protocol):
+    """One way to look at a VM's memory, which ``payer``'s cgroup pays for."""
+
+    async def __call__(self, spec: VmSpec, payer: Path | None, *, idle: bool) -> VmAudit:
+        """Give what was seen."""
 
 
 class Lifecycle:
@@ -142,7 +157,7 @@ class Lifecycle:
         self.count_failed_policies(vm)
         vm.work = Work.AUDIT
         fleet.tell()
-        await self.audit(vm)
+        await self.watch(vm)
 
     def count_failed_policies(self, vm: ManagedVm) -> None:
         """Count the policies that don't hold as asked."""
@@ -176,26 +191,50 @@ class Lifecycle:
         return None
 
     async def audit(self, vm: ManagedVm, *, where: bool = False) -> None:
-        """Look where a VM's pages are, and judge it; ``where`` in its regions, if that is asked."""
-        if vm.spec is None or vm.plan is None:
-            return
-        idle = not vm.held
-        payer = await self.look_at_holder(vm)
+        """Look at all of a VM's pages, and judge it; ``where`` in its regions, if that is asked."""
 
         def note(looked_at: int, total: int) -> None:
             vm.looked_at = looked_at, total
 
-        try:
-            audit = await self._workers.audit(
+        async def look(spec: VmSpec, payer: Path | None, *, idle: bool) -> VmAudit:
+            return await self._workers.audit(
                 vm.name,
                 vm.regions,
-                confidential=vm.spec.confidential,
+                confidential=spec.confidential,
                 idle=idle,
                 holders_cgroup=payer,
                 progress=note,
                 stop=vm.cancel,
                 layout=layout_of(vm) if where else None,
             )
+
+        await self._audit(vm, look)
+
+    async def watch(self, vm: ManagedVm) -> None:
+        """Look at a VM as is done again and again, for little, and judge it."""
+
+        async def look(spec: VmSpec, payer: Path | None, *, idle: bool) -> VmAudit:
+            fleet = self._fleet
+            watch = Watch(
+                random.Random(),  # noqa: S311  a sample, no secret
+                sample_pages=fleet.sample_pages,
+                fresh_seconds=FRESH_INTERVALS * fleet.audit_interval_seconds,
+                at_once_bytes=AT_ONCE_BYTES,
+                readable=not spec.confidential,
+                idle=idle,
+                stop=vm.cancel,
+            )
+            return await self._workers.watch(vm.name, vm.regions, watch, holders_cgroup=payer)
+
+        await self._audit(vm, look)
+
+    async def _audit(self, vm: ManagedVm, look: Look) -> None:
+        if vm.spec is None or vm.plan is None:
+            return
+        idle = not vm.held
+        payer = await self.look_at_holder(vm)
+        try:
+            audit = await look(vm.spec, payer, idle=idle)
         except AuditStoppedError:
             return
         except GmemdError as error:
@@ -250,7 +289,7 @@ class Lifecycle:
         vm.spec, vm.plan, vm.pending, vm.pending_spec = spec, plan, "", None
         log.info("%s: changed spec applied, %d policies set anew", vm.name, len(changes))
         vm.work = Work.AUDIT
-        await self.audit(vm)
+        await self.watch(vm)
 
     def _planned_anew(self, vm: ManagedVm, spec: VmSpec, host: Host) -> VmPlan:
         """The plan of memory that exists, by a changed spec of the same shape."""

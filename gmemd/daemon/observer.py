@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gmemd.audit.observed import Effort, Unknown
 from gmemd.audit.scan import AuditStoppedError
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from gmemd.spec.model import VmSpec
 
 log = logging.getLogger(__name__)
+
+_R = TypeVar("_R")
 
 LONGEST_PAUSE_SECONDS = 0.25
 NEWCOMERS_PAUSE_SECONDS = 0.02
@@ -158,16 +160,20 @@ class Observer:
         found = Found()
         if wanted.discovery or wanted.specs:
             with _noting("looking for running VMs"):
-                found = await self._workers.observe(self._find, wanted)
+                found, cpu_seconds = await self._workers.observe(_timed, lambda: self._find(wanted))
+            self._workers.scanning.looks.spend(cpu_seconds)
         self._take(found, wanted)
         self._changed()
         host = await self._host()
         spread = wanted.interval_seconds / 2 / max(1, len(self._vms))
         for vm in sorted(self._vms.values(), key=lambda vm: not vm.news):
-            pause = NEWCOMERS_PAUSE_SECONDS if vm.news else LONGEST_PAUSE_SECONDS
+            rest = NEWCOMERS_PAUSE_SECONDS if vm.news else LONGEST_PAUSE_SECONDS
+            rest = min(rest, spread)
+            if not vm.news:
+                rest = max(rest, self._workers.scanning.looks.wait_seconds())
             if self._vms.get(vm.found.name) is vm:
                 await self._look(vm, host)
-                await self._pause(min(pause, spread))
+                await self._pause(rest)
             if self._wake.is_set():
                 return
 
@@ -224,7 +230,11 @@ class Observer:
         found = vm.found
         try:
             with nullcontext() if where else _noting(f"looking at {vm.name}"):
-                seen = await self._workers.observe(self._see, found, host, where=where)
+                seen, cpu_seconds = await self._workers.observe(
+                    _timed, lambda: self._see(found, host, where=where)
+                )
+            if not where:
+                self._workers.scanning.looks.spend(cpu_seconds)
         except AuditStoppedError:
             return
         except Exception as error:
@@ -285,6 +295,13 @@ class Observer:
     def _log_gone(self, vm: Watched) -> None:
         self._counters.forget(vm.found.name)
         log.info("%s: gone", vm.name)
+
+
+def _timed(work: Callable[[], _R]) -> tuple[_R, float]:
+    """In the thread: what the work gives, and the CPU seconds that it took."""
+    began = time.thread_time()
+    result = work()
+    return result, time.thread_time() - began
 
 
 @contextmanager

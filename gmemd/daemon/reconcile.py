@@ -227,7 +227,6 @@ class Reconciler:
             if vm.busy:
                 due.append(time.monotonic() + PROGRESS_SECONDS)
             elif vm.regions:
-                due.append(vm.audit_due)
                 if self._fleet.desired.specs.get(vm.name) not in (vm.spec, vm.pending_spec):
                     due.append(vm.retry_at)
             elif vm.state is VmState.FAILED and vm.spec is not None:
@@ -307,7 +306,6 @@ class Reconciler:
         """Give back a VM that no file asks for any more, then forget it; never what is held."""
         if vm.regions and vm.holder is not None:
             vm.pending = NO_SPEC if vm.held else NO_SPEC_KEPT
-            self._audit_when_due(vm)
             return
         if vm.regions:
             self._lifecycle.start(vm, Work.RELEASE, self._lifecycle.release(vm))
@@ -317,7 +315,7 @@ class Reconciler:
         log.info("%s: %s", vm.name, "no spec any more" if self.observer.runs(vm.name) else "gone")
 
     def _keep(self, vm: ManagedVm, spec: VmSpec) -> None:
-        """Apply what changed in a VM that has memory, else audit it when due."""
+        """Apply what changed in a VM that has memory."""
         if spec == vm.spec:
             vm.pending, vm.pending_spec = "", None
         elif spec != vm.pending_spec:
@@ -327,9 +325,3 @@ class Reconciler:
                 vm.postpone(spec, f"{', '.join(change.shape)} changed; {way_out}")
             elif vm.retry_at <= time.monotonic():
                 self._lifecycle.start(vm, Work.APPLY, self._lifecycle.apply(vm, spec))
-                return
-        self._audit_when_due(vm)
-
-    def _audit_when_due(self, vm: ManagedVm) -> None:
-        if vm.audit_due <= time.monotonic():
-            self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.audit(vm))

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from gmemd.daemon.adopting import Adopting
+from gmemd.daemon.auditing import Auditor
 from gmemd.daemon.desired import ReloadError, read_desired
 from gmemd.daemon.desk import Desk
 from gmemd.daemon.fleet import Fleet
@@ -91,6 +92,7 @@ class Daemon:
         )
         self._specs = PassedSpecs(self._fleet, config.state_directory, config.inline_spec_users)
         lifecycle = Lifecycle(self._fleet, self._specs.forget)
+        self._auditor = Auditor(self._fleet, lifecycle, config.audit)
         observer = Observer(
             self._workers,
             self._counters,
@@ -204,10 +206,11 @@ class Daemon:
         loop_task = asyncio.create_task(self._reconciler.run(), name="reconcile")
         observing = asyncio.create_task(self._reconciler.observer.run(), name="observe")
         adopting = asyncio.create_task(self._adopting.run(), name="adopt")
+        auditing = asyncio.create_task(self._auditor.run(), name="audit")
         stop_task = asyncio.create_task(self._stop.wait(), name="stop")
         await asyncio.wait({loop_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
         self._reconciler.observer.stop()
-        for task in (stop_task, observing, adopting):
+        for task in (stop_task, observing, adopting, auditing):
             task.cancel()
         if loop_task.done():
             loop_task.result()
@@ -254,7 +257,7 @@ class Daemon:
         result = report(before, desired, holding, config_notes(self._config, config))
         self._config = config
         self._fleet.reserve = _reserve(config)
-        self._fleet.audit_interval_seconds = config.audit.interval_seconds
+        self._auditor.configure(config.audit)
         self._specs.users = config.inline_spec_users
         self._want(desired)
         return result

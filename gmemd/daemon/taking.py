@@ -308,7 +308,7 @@ class Taking:
         vm.spec = spec
         vm.plan = VmPlan(spec, tuple(region.plan for region in vm.regions), warnings=warnings)
         vm.audit = vm.drift = None
-        vm.audit_due = 0.0
+        self._fleet.audit_soon(vm)
         self._lifecycle.count_failed_policies(vm)
         self._tell_what_is_missing(vm, spec)
         vm.settle()

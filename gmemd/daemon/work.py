@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gmemd.audit.locating import locate_vm
 from gmemd.audit.vm import AuditedRegion, audit_vm
+from gmemd.audit.watching import Watch, watch_vm
+from gmemd.daemon.scanning import Scanning
 from gmemd.host.reading import read_host
 from gmemd.memory.passed import MemoryFiles
 from gmemd.memory.received import place_received, prefault_acquired
@@ -54,11 +56,13 @@ class Workers:
         provisioning = min(MOST_PROVISIONING, os.cpu_count() or 1)
         self._provisioning = ThreadPoolExecutor(provisioning, thread_name_prefix="provision")
         self._auditing = ThreadPoolExecutor(1, thread_name_prefix="audit")
+        self._watching = ThreadPoolExecutor(1, thread_name_prefix="watch")
         self._releasing = ThreadPoolExecutor(2, thread_name_prefix="release")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._identifying = ThreadPoolExecutor(1, thread_name_prefix="identify")
         self._placing = ThreadPoolExecutor(provisioning, thread_name_prefix="place")
         self._observing = _Expendable("observe")
+        self.scanning = Scanning()
         self._memory_files = MemoryFiles()
         self._features: dict[str, Feature] | None = None
 
@@ -70,10 +74,12 @@ class Workers:
             self._identifying,
             self._placing,
             self._auditing,
+            self._watching,
             self._releasing,
             self._reading,
         ):
             pool.shutdown(wait=True, cancel_futures=True)
+        self.scanning.close()
 
     async def read_host(self) -> Host:
         """Read the host's figures; its features are probed the first time only."""
@@ -123,11 +129,7 @@ class Workers:
         it is told where in the regions what is (gmemd.audit.locating), unless they are
         ``confidential``.
         """
-        payers = {region.cgroup for region in regions if region.own_cgroup}
-        audited = [
-            AuditedRegion(region.fd, replace(region.plan, strategy=region.strategy), region.offset)
-            for region in regions
-        ]
+        audited = _audited(regions)
         audit = partial(
             audit_vm,
             vm,
@@ -135,7 +137,7 @@ class Workers:
             readable=not confidential,
             idle=idle,
             stop=stop,
-            counters_cgroup=payers.pop() if len(payers) == 1 else holders_cgroup,
+            counters_cgroup=_payer(regions, holders_cgroup),
         )
 
         def look() -> VmAudit:
@@ -152,6 +154,18 @@ class Workers:
             )
 
         return await _run(self._auditing, look)
+
+    async def watch(
+        self, vm: str, regions: Sequence[Region], watch: Watch, *, holders_cgroup: Path | None
+    ) -> VmAudit:
+        """Audit a VM's regions for little, and have them scanned behind everything from now on.
+
+        ``holders_cgroup`` as in `audit`. Raises KernelError and AuditStoppedError.
+        """
+        self.scanning.start()
+        watch = replace(watch, counters_cgroup=_payer(regions, holders_cgroup))
+        look = partial(watch_vm, vm, _audited(regions), self.scanning.rolling, watch)
+        return await _run(self._watching, look)
 
     async def identify(self, fd: int) -> MemoryFile:
         """Say which memory a received descriptor is. Raises NotMemoryError."""
@@ -209,7 +223,12 @@ class Workers:
 
     async def release(self, regions: Sequence[Region]) -> None:
         """Give regions back."""
-        await _run(self._releasing, partial(release, list(regions)))
+
+        def give_back(leaving: Sequence[Region]) -> None:
+            self.scanning.forget(leaving)
+            release(leaving)
+
+        await _run(self._releasing, partial(give_back, list(regions)))
 
     async def close_fds(self, fds: Sequence[int]) -> None:
         """Close descriptors, any of which may be the last one of a guest's memory."""
@@ -264,6 +283,19 @@ class _Expendable:
     def _serve(self) -> None:
         while (do := self._work.get()) is not None:
             do()
+
+
+def _audited(regions: Sequence[Region]) -> list[AuditedRegion]:
+    return [
+        AuditedRegion(region.fd, replace(region.plan, strategy=region.strategy), region.offset)
+        for region in regions
+    ]
+
+
+def _payer(regions: Sequence[Region], holders_cgroup: Path | None) -> Path | None:
+    """The directory of the cgroup that pays for all of the regions, where there is one."""
+    payers = {region.cgroup for region in regions if region.own_cgroup}
+    return payers.pop() if len(payers) == 1 else holders_cgroup
 
 
 async def _run(pool: ThreadPoolExecutor, work: Callable[[], _R]) -> _R:

@@ -12,6 +12,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gmemd.audit.model import VmAudit
 
 AUDIT_DURATION_BUCKETS_SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -44,15 +46,24 @@ class Counters:
         self._prefault_bytes: Counter[str] = Counter()
 
     def add_audit(self, audit: VmAudit) -> None:
-        """Count a finished audit: its time, CPU time, pages and errors."""
+        """Count a finished audit: its time, CPU time, and the pages and errors of its own looks."""
         with self._lock:
             bucket = bisect_left(AUDIT_DURATION_BUCKETS_SECONDS, audit.duration_seconds)
             self._durations[bucket] += 1
             self._duration_sum_seconds += audit.duration_seconds
             self._cpu_seconds += audit.cpu_seconds
             for region in audit.regions:
+                if region.rolled:
+                    continue
                 self._pages += region.pages_seen
                 self._audit_errors.update(region.errors)
+
+    def add_scan(self, cpu_seconds: float, pages_seen: int, errors: Mapping[str, int]) -> None:
+        """Count what the rolling scan has done: its CPU time, pages and errors."""
+        with self._lock:
+            self._cpu_seconds += cpu_seconds
+            self._pages += pages_seen
+            self._audit_errors.update(errors)
 
     def add_audit_error(self, reason: str) -> None:
         """Count an audit that failed as a whole; ``reason`` is a short fixed word."""

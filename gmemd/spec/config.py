@@ -63,6 +63,10 @@ def _one_or_more(item: JsonSchema, least: int) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": least}]})
 
 
+def _size_or_none(text: str) -> int:
+    return 0 if text == "none" else parse_size(text)
+
+
 Ratio: TypeAlias = Annotated[
     float, from_text(scalars.parse_percent, "a percentage"), WithJsonSchema(PERCENT_SCHEMA)
 ]
@@ -94,7 +98,7 @@ class MetricsConfig(Section):
 
 
 class AuditConfig(Section):
-    """When memory is audited."""
+    """When memory is audited, and what that may cost."""
 
     interval_seconds: Annotated[
         Seconds,
@@ -110,9 +114,29 @@ class AuditConfig(Section):
         WithJsonSchema(number_schema(scalars.LEAST_SAMPLE_PAGES, scalars.MOST_SAMPLE_PAGES)),
         Field(
             alias="sample",
-            description="Pages of each guest node that an audit of a running VM looks at.",
+            description="Pages of each guest node that an audit looks at, where it draws them.",
         ),
     ] = 1024
+    budget_ratio: Annotated[
+        float,
+        from_text(scalars.parse_cpu_share, "a percentage"),
+        WithJsonSchema(PERCENT_SCHEMA),
+        Field(
+            alias="budget",
+            description="The share of one CPU that periodic audits use at the most.",
+            json_schema_extra={"default": "1%"},
+        ),
+    ] = 0.01
+    page_tables_bytes: Annotated[
+        int,
+        from_text(_size_or_none, "a size such as 64MiB, or none"),
+        WithJsonSchema({"anyOf": [SIZE_SCHEMA, {"const": "none"}]}),
+        Field(
+            alias="page_tables",
+            description="What may be spent on keeping guest_memfds mapped between two looks.",
+            json_schema_extra={"default": "64MiB"},
+        ),
+    ] = 64 << 20
 
 
 class AdmissionConfig(Section):

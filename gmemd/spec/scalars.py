@@ -98,6 +98,9 @@ def parse_sample_pages(text: str) -> int:
     return parse_whole_number(text, lowest=LEAST_SAMPLE_PAGES, highest=MOST_SAMPLE_PAGES)
 
 
+LEAST_CPU_SHARE = 0.0001
+
+
 def parse_percent(text: str) -> float:
     """Read a percentage, as a ratio: 0.01 for ``1%``."""
     if re.fullmatch(PERCENT, text):
@@ -110,6 +113,14 @@ def parse_percent(text: str) -> float:
     elif re.fullmatch(r"0?\.[0-9]{1,6}", text):
         hint = f"write {round(float(text) * 100, 6):g}% for a ratio of {text}"
     raise FieldError("must be a percentage from 0% to 100%, like 1% or 0.5%", hint=hint)
+
+
+def parse_cpu_share(text: str) -> float:
+    """Read a share of one CPU, as a ratio: 0.01 for ``1%``; never none."""
+    share = parse_percent(text)
+    if share < LEAST_CPU_SHARE:
+        raise FieldError("must be a percentage from 0.01% to 100%, of one CPU")
+    return share
 
 
 def parse_duration(text: str) -> float:

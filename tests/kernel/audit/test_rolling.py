@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gmemd.audit.kept import KeptWindows
-from gmemd.audit.rolling import RollingRegion, RollingScan
+from gmemd.audit import rolling as rolling_module
+from gmemd.audit.budget import CpuBudget
+from gmemd.audit.kept import KeptWindows, cost_bytes
+from gmemd.audit.rolling import Looked, RollingRegion, RollingScan
 from gmemd.kernel.fallocate import allocate
 from gmemd.kernel.memfd import create_memfd
 from tests.kernel.audit.conftest import MIB, PAGE, Memory
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gmemd.audit.model import RegionAudit
+    from gmemd.audit.windows import Seen, Windows
 
 SIZE = 16 * MIB
 WINDOW = 2 * MIB
@@ -38,8 +41,8 @@ def region(memory: Memory, *, idle: bool = True) -> RollingRegion:
     return RollingRegion(memory.fd, 0, 0, memory.size_bytes, PAGE, idle=idle)
 
 
-def unhurried(share: float = 1e9, **options: object) -> RollingScan:
-    return RollingScan(share, window_bytes=WINDOW, **options)
+def unhurried(**options: object) -> RollingScan:
+    return RollingScan(CpuBudget(1e9), window_bytes=WINDOW, **options)
 
 
 def seen(rolling: RollingScan, key: object) -> RegionAudit:
@@ -66,6 +69,10 @@ def test_all_windows_together_are_a_scan(memory: Memory) -> None:
         assert rolling.verified("db") is None
         rolling.step()
     assert seen(rolling, "db") == memory.scan()
+    looked = rolling.take_looked()
+    assert (looked.pages_seen, looked.errors) == (1000, {})
+    assert looked.cpu_seconds > 0
+    assert rolling.take_looked() == Looked(0.0, 0, {})
     assert rolling.windows_looked_at == 8
     assert memory.cached() == 1000
 
@@ -124,11 +131,12 @@ def test_the_age_of_a_region_is_that_of_its_oldest_window(memory: Memory) -> Non
 def test_it_rests_as_the_share_says(memory: Memory) -> None:
     """A look of so much CPU time is followed by a hundred times as much rest, at 1 %."""
     clock, cpu = Clock(), Clock()
-    rolling = RollingScan(0.01, clock=clock, cpu_clock=cpu, window_bytes=WINDOW)
+    budget = CpuBudget(0.01, clock=clock)
+    rolling = RollingScan(budget, clock=clock, cpu_clock=cpu, window_bytes=WINDOW)
     rolling.add("db", region(memory))
 
     assert rolling.step() == 0  # nothing was used: the clocks stand still
-    rolling._cpu_clock = iter([0.0, 0.5]).__next__
+    rolling._cpu_clock = iter([0.0, 0.0, 0.0, 0.5]).__next__
     assert rolling.step() == pytest.approx(50)
     clock.now += 49
     assert rolling.step() == pytest.approx(1)
@@ -138,7 +146,8 @@ def test_it_rests_as_the_share_says(memory: Memory) -> None:
 def test_its_share_of_a_cpu_is_what_it_uses(make_memory: Callable[[int], Memory]) -> None:
     memory = make_memory(64 * MIB)
     memory.allocate(0, 64 * MIB // PAGE)
-    rolling = RollingScan(0.05, window_bytes=WINDOW)
+    budget = CpuBudget(0.05)
+    rolling = RollingScan(budget, window_bytes=WINDOW)
     rolling.add("db", region(memory, idle=False))
     stop = threading.Event()
     thread = threading.Thread(target=rolling.run, args=(stop,))
@@ -147,7 +156,7 @@ def test_its_share_of_a_cpu_is_what_it_uses(make_memory: Callable[[int], Memory]
     time.sleep(4)
     stop.set()
     thread.join()
-    assert rolling.cpu_seconds / (time.monotonic() - started) == pytest.approx(0.05, rel=0.1)
+    assert budget.spent_seconds / (time.monotonic() - started) == pytest.approx(0.05, rel=0.1)
 
 
 def test_kept_windows_are_looked_at_by_their_page_tables(memory: Memory) -> None:
@@ -156,8 +165,7 @@ def test_kept_windows_are_looked_at_by_their_page_tables(memory: Memory) -> None
     with KeptWindows(1 << 20) as kept:
         rolling = unhurried(kept=kept)
         rolling.add("db", region(memory))
-        for _ in range(8):
-            rolling.step()
+        rolling.scan_now("db")
         assert kept.n_windows == 8
         first = seen(rolling, "db")
         memory.punch(5, 3)
@@ -174,7 +182,7 @@ def test_a_page_made_right_then_is_an_error(
     memory.touch(0, 1)
     rolling = unhurried()
     rolling.add("db", region(memory))
-    scan = rolling._look.__globals__["looker"]
+    scan = rolling_module.looker
 
     def meddled(*args: object, **options: object) -> object:
         how = scan(*args, **options)
@@ -187,7 +195,7 @@ def test_a_page_made_right_then_is_an_error(
 
         return Meddler()
 
-    monkeypatch.setitem(rolling._look.__globals__, "looker", meddled)
+    monkeypatch.setattr(rolling_module, "looker", meddled)
     for _ in range(8):
         rolling.step()
     assert seen(rolling, "db").errors == {"residency_changed": 1}
@@ -206,7 +214,7 @@ def test_huge_pages_too(huge_pool: None) -> None:  # noqa: ARG001
 def test_removing_waits_for_a_look_under_way(make_memory: Callable[[int], Memory]) -> None:
     memory = make_memory(256 * MIB)
     memory.allocate(0, 256 * MIB // PAGE)
-    rolling = RollingScan(1e9, window_bytes=256 * MIB)
+    rolling = RollingScan(CpuBudget(1e9), window_bytes=256 * MIB)
     rolling.add("db", region(memory))
     thread = threading.Thread(target=rolling.step)
     thread.start()
@@ -216,3 +224,107 @@ def test_removing_waits_for_a_look_under_way(make_memory: Callable[[int], Memory
     assert rolling._looking_at is None
     thread.join()
     assert rolling.verified("db") is None
+
+
+def test_nothing_is_looked_at_again_before_it_is_due(memory: Memory) -> None:
+    clock = Clock()
+    rolling = unhurried(clock=clock, rest_seconds=60)
+    rolling.add("db", region(memory))
+    for _ in range(8):
+        assert rolling.step() == 0
+        clock.now += 1
+    assert rolling.step() == 1  # the most that it rests: something else may come
+    clock.now = 159.5
+    assert rolling.step() == pytest.approx(0.5)
+    clock.now = 160
+    assert rolling.step() == 0
+    assert rolling.windows_looked_at == 9
+
+
+def test_what_stays_mapped_is_looked_at_when_it_is_due_whatever_is_older(
+    make_memory: Callable[[int], Memory],
+) -> None:
+    small, large = make_memory(2 * WINDOW), make_memory(SIZE)
+    small.allocate(0, 2 * WINDOW // PAGE)
+    clock = Clock()
+    with KeptWindows(2 * cost_bytes(WINDOW)) as kept:  # room for two windows
+        rolling = unhurried(clock=clock, rest_seconds=5, kept=kept)
+        rolling.add("small", region(small))
+        for _ in range(2):
+            rolling.step()
+            clock.now += 1
+        assert kept.n_windows == 2
+        rolling.add("large", region(large))
+        for _ in range(3):
+            rolling.step()
+            clock.now += 1
+        small.punch(0, 1)
+        rolling.step()
+        assert seen(rolling, "small").resident_bytes == 2 * WINDOW - PAGE
+        assert rolling.verified("large") is None
+
+
+def test_a_window_that_stays_mapped_no_more_is_looked_at_in_turn(memory: Memory) -> None:
+    memory.allocate(0, SIZE // PAGE)
+    with KeptWindows(1 << 20) as kept:
+        rolling = unhurried(kept=kept)
+        rolling.add("db", region(memory))
+        rolling.scan_now("db")
+        kept.resize(2 * cost_bytes(WINDOW))
+        assert kept.n_windows == 2
+        kept.resize(0)
+        memory.punch(0, 1)
+        memory.punch(SIZE // PAGE - 1, 1)
+        for _ in range(8):
+            rolling.step()
+        assert seen(rolling, "db").resident_bytes == SIZE - 2 * PAGE
+
+
+def test_one_may_be_looked_at_now(memory: Memory) -> None:
+    memory.touch(0, 100)
+    rolling = RollingScan(CpuBudget(1e-9), window_bytes=WINDOW)
+    completed: list[object] = []
+    rolling.completed = completed.append
+    rolling.add("db", region(memory))
+    rolling.step()
+    assert rolling.step() > 0
+    rolling.scan_now("db")
+    assert seen(rolling, "db").resident_bytes == 100 * PAGE
+    assert completed == ["db"]
+    rolling.scan_now("db")
+    rolling.scan_now("another")
+    assert rolling.windows_looked_at == 8
+
+
+def test_it_may_be_idle_now_and_in_use_then(memory: Memory) -> None:
+    memory.touch(0, 1)
+    rolling = unhurried()
+    rolling.add("db", region(memory, idle=True))
+    rolling.scan_now("db")
+    rolling.add("db", region(memory, idle=False))
+    assert rolling.is_verified("db")
+
+
+def test_a_look_that_fails_takes_that_region_out_until_it_is_added_again(
+    memory: Memory, make_memory: Callable[[int], Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_memory(WINDOW)
+    rolling = unhurried()
+    rolling.add("db", region(memory))
+    look = rolling._look
+
+    def broken(windows: Windows, index: int) -> tuple[Seen, bool]:
+        if windows.key == "db":
+            raise ZeroDivisionError
+        return look(windows, index)
+
+    monkeypatch.setattr(rolling, "_look", broken)
+    rolling.add("other", region(other))
+    with pytest.raises(ZeroDivisionError):
+        rolling.step()
+    rolling.step()
+    assert rolling.verified("other") is not None
+    monkeypatch.undo()
+    rolling.add("db", region(memory))
+    rolling.scan_now("db")
+    assert rolling.is_verified("db")

@@ -34,21 +34,22 @@ connection.connect(sys.argv[1])
 
 
 def test_a_release_leaves_what_another_has_got_by_then(daemon: Daemon) -> None:
-    with daemon.running():
-        with vmm(daemon) as waiting, vmm(daemon) as other:
-            connections = kinds(daemon)["socket:[N]"]
-            daemon.write("big", size="2GiB")
-            call(daemon.socket, "Reload")
-            waiting.begin("acquire", "big")
-            daemon.until(
-                lambda: kinds(daemon)["socket:[N]"] > connections
+    with daemon.running(), vmm(daemon) as waiting, vmm(daemon) as other:
+        connections = kinds(daemon)["socket:[N]"]
+        daemon.write("big", size="2GiB")
+        call(daemon.socket, "Reload")
+        waiting.begin("acquire", "big")
+        daemon.until(
+            lambda: (
+                kinds(daemon)["socket:[N]"] > connections
                 or daemon.describe("big")["holder"] is not None
             )
-            with suppress(RefusedByDaemonError):
-                other.do("call", "Release", vm="big")
-            assert len(waiting.end()) == 2
-            time.sleep(1)
-            assert daemon.describe("big")["holder"]["pid"] == waiting.pid
+        )
+        with suppress(RefusedByDaemonError):
+            other.do("call", "Release", vm="big")
+        assert len(waiting.end()) == 2
+        time.sleep(1)
+        assert daemon.describe("big")["holder"]["pid"] == waiting.pid
 
 
 def test_a_pid_that_is_used_again_is_another_process(running: Daemon) -> None:

@@ -1,0 +1,136 @@
+"""The periodic audits of memory that gmemd holds: one VM after the other, within a CPU budget.
+
+Whose audit is due the longest comes first. Where all VMs together can't be sampled as often as is
+asked for, the samples get smaller, down to a size that still tells something; and where that isn't
+enough, audits come less often, which each VM's last audit tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from gmemd.audit.sampling import LEAST_PAGES
+from gmemd.daemon.vm import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from gmemd.daemon.fleet import Fleet
+    from gmemd.daemon.lifecycle import Lifecycle
+    from gmemd.daemon.vm import ManagedVm
+    from gmemd.spec.config import AuditConfig
+
+LONGEST_PAUSE_SECONDS = 30.0
+BUSY_SECONDS = 1.0
+"""How long a VM that is due waits while something else is done for it."""
+
+FIRST_PAGE_SECONDS = 3e-6
+"""CPU time of a page drawn, with all that goes with it, until it is known: 1.5 to 3 us here."""
+
+NEWS_WEIGHT = 0.1
+"""How much one audit says of what a page costs."""
+
+
+class Auditor:
+    """Starts the audits that are due, and takes note of what the rolling scan has done."""
+
+    def __init__(self, fleet: Fleet, lifecycle: Lifecycle, config: AuditConfig) -> None:
+        self._fleet = fleet
+        self._lifecycle = lifecycle
+        self._scanning = fleet.workers.scanning
+        self._config = config
+        self._page_seconds = FIRST_PAGE_SECONDS
+        self.configure(config)
+
+    def configure(self, config: AuditConfig) -> None:
+        """Take on an interval, a sample's size and a budget."""
+        self._config = config
+        self._scanning.configure(config)
+        self._fleet.audit_interval_seconds = config.interval_seconds
+        self._fleet.sample_pages = config.sample_pages
+        self._fleet.audit_wanted.set()
+
+    async def run(self) -> None:
+        """Audit until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._scanning.rolling.completed = lambda key: _call(loop, self._seen_whole, key)
+        while True:
+            self._fleet.audit_wanted.clear()
+            vm, due = self._most_due()
+            self._note_scan()
+            if vm is None or due > time.monotonic():
+                await self._pause(due - time.monotonic())
+                continue
+            await self._audit(vm)
+            await asyncio.sleep(self._scanning.looks.wait_seconds())
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(max(0.0, seconds), LONGEST_PAUSE_SECONDS)):
+                await self._fleet.audit_wanted.wait()
+
+    def _most_due(self) -> tuple[ManagedVm | None, float]:
+        """Give the VM whose audit is due first, and when; of those that nothing is done for."""
+        waiting = time.monotonic() + LONGEST_PAUSE_SECONDS
+        first = None
+        for vm in self._fleet.vms.values():
+            if not vm.regions or vm.release_wanted or vm.spec is None or vm.plan is None:
+                continue
+            if vm.busy:
+                waiting = min(waiting, max(vm.audit_due, time.monotonic() + BUSY_SECONDS))
+            elif first is None or vm.audit_due < first.audit_due:
+                first = vm
+        if first is None or first.audit_due > waiting:
+            return None, waiting
+        return first, first.audit_due
+
+    async def _audit(self, vm: ManagedVm) -> None:
+        fleet = self._fleet
+        fleet.sample_pages = self._sample_pages()
+        before = vm.audit
+        self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.watch(vm))
+        if vm.task is not None:
+            await asyncio.wait([vm.task])
+        audit = vm.audit
+        if audit is None or audit is before:
+            return
+        self._scanning.looks.spend(audit.cpu_seconds)
+        drawn = sum(region.sample.drawn for region in audit.regions if region.sample is not None)
+        if drawn:
+            seconds = audit.cpu_seconds / drawn
+            self._page_seconds += NEWS_WEIGHT * (seconds - self._page_seconds)
+
+    def _sample_pages(self) -> int:
+        """Pages of a guest node that can be drawn, if all are to be audited as often as asked."""
+        guest_nodes = sum(
+            len(vm.spec.guest_nodes)
+            for vm in self._fleet.vms.values()
+            if vm.regions and vm.spec is not None
+        )
+        seconds = self._scanning.looks.share * self._config.interval_seconds
+        affordable = int(seconds / (self._page_seconds * max(1, guest_nodes)))
+        return max(LEAST_PAGES, min(self._config.sample_pages, affordable))
+
+    def _note_scan(self) -> None:
+        looked = self._scanning.take_looked()
+        self._fleet.counters.add_scan(looked.cpu_seconds, looked.pages_seen, looked.errors)
+        self._fleet.page_table_bytes = self._scanning.page_table_bytes
+
+    def _seen_whole(self, key: Hashable) -> None:
+        """Audit the VM whose regions were all seen whole now, as it can be told exactly."""
+        rolling = self._scanning.rolling
+        for vm in self._fleet.vms.values():
+            keys = [(region.fd, region.offset) for region in vm.regions]
+            if key in keys and all(map(rolling.is_verified, keys)):
+                self._fleet.audit_soon(vm)
+
+
+def _call(
+    loop: asyncio.AbstractEventLoop, function: Callable[[Hashable], None], key: Hashable
+) -> None:
+    """Have the loop call it, if there still is one."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, key)

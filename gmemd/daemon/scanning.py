@@ -1,0 +1,98 @@
+"""The scan that goes on behind everything, in a thread of its own, and what it may use."""
+
+from __future__ import annotations
+
+import logging
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+from gmemd.audit.budget import CpuBudget
+from gmemd.audit.kept import KeptWindows
+from gmemd.audit.rolling import RollingScan
+from gmemd.kernel.errors import KernelError
+from gmemd.spec.config import AuditConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gmemd.audit.rolling import Looked
+    from gmemd.memory.regions import Region
+
+log = logging.getLogger(__name__)
+
+LOOKS_PART = 0.5
+"""Of the budget, for samples and looks at running VMs; what they leave is the rolling scan's."""
+
+FAILURE_PAUSE_SECONDS = 10.0
+
+
+class Scanning:
+    """A rolling scan of all memory that is watched, with its thread.
+
+    ``looks`` is what the other periodic audits may spend.
+    """
+
+    def __init__(self) -> None:
+        config = AuditConfig()
+        self._budget = CpuBudget(config.budget_ratio)
+        self.looks = CpuBudget(config.budget_ratio * LOOKS_PART, part_of=self._budget)
+        self._kept = _keep(config.page_tables_bytes)
+        self.rolling = RollingScan(
+            self._budget,
+            rest_seconds=config.interval_seconds,
+            kept=self._kept,
+        )
+        self._stop = Event()
+        self._thread: Thread | None = None
+
+    @property
+    def page_table_bytes(self) -> int:
+        """What keeping windows mapped takes now: page tables, and each page's node."""
+        return self._kept.used_bytes if self._kept is not None else 0
+
+    def configure(self, config: AuditConfig) -> None:
+        """Take on another budget, from now on."""
+        self._budget.share = config.budget_ratio
+        self.looks.share = config.budget_ratio * LOOKS_PART
+        self.rolling.rest_seconds = config.interval_seconds
+        if self._kept is not None:
+            self._kept.resize(config.page_tables_bytes)
+
+    def start(self) -> None:
+        """Scan, if it isn't being done already."""
+        if self._thread is None and not self._stop.is_set():
+            self._thread = Thread(target=self._run, name="scan", daemon=True)
+            self._thread.start()
+
+    def forget(self, regions: Iterable[Region]) -> None:
+        """Look no more at regions whose descriptors are about to be closed; blocks a moment."""
+        for region in regions:
+            self.rolling.remove((region.fd, region.offset))
+
+    def take_looked(self) -> Looked:
+        """Give what the scan has done since the last call."""
+        return self.rolling.take_looked()
+
+    def close(self) -> None:
+        """End the thread, and unmap everything."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._kept is not None:
+            self._kept.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.rolling.run(self._stop)
+            except Exception:
+                log.exception("the scan of a region failed; it goes on with the others")
+                self._stop.wait(FAILURE_PAUSE_SECONDS)
+
+
+def _keep(budget_bytes: int) -> KeptWindows | None:
+    try:
+        return KeptWindows(budget_bytes)
+    except KernelError as error:
+        log.info("no window stays mapped between two looks: %s", error.in_one_line)
+        return None
