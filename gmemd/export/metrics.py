@@ -1,4 +1,4 @@
-"""The latest snapshot as Prometheus metrics, on a registry of gmemd's own.
+"""What the metrics tell of the daemon and its host; vm_metrics.py has what they tell of each VM.
 
 The collector holds no state: what isn't in the snapshot leaves no series behind. Labels never
 carry a pid, an address or a nodeset.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -18,15 +17,12 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from gmemd.export.instruments import Counters
-from gmemd.export.snapshot import Snapshot, VmState
+from gmemd.export.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from prometheus_client import Metric
-
-    from gmemd.drift.model import GuestNodeDrift
-    from gmemd.export.snapshot import VmStatus
 
 
 class GmemdCollector(Collector):
@@ -45,16 +41,6 @@ class GmemdCollector(Collector):
         return _families(self._get_snapshot(), self._counters)
 
 
-def make_registry(get_snapshot: Callable[[], Snapshot], counters: Counters) -> CollectorRegistry:
-    """A registry with gmemd's metrics and the usual ones of a Python process."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(GmemdCollector(get_snapshot, counters))
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    return registry
-
-
 class ObservationCollector(Collector):
     """Renders what one look at the running VMs found, without what only a daemon has."""
 
@@ -62,11 +48,9 @@ class ObservationCollector(Collector):
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        """All families of the snapshot that are about VMs."""
+        """What stands above the VMs."""
         yield _build_family(self._snapshot)
         yield _unseen_family(self._snapshot)
-        yield from _vm_families(self._snapshot)
-        yield from _guest_node_families(self._snapshot)
 
 
 def _families(snapshot: Snapshot, counters: Counters) -> Iterator[Metric]:
@@ -74,8 +58,6 @@ def _families(snapshot: Snapshot, counters: Counters) -> Iterator[Metric]:
     yield _unseen_family(snapshot)
     yield from _daemon_families(snapshot)
     yield from _host_families(snapshot)
-    yield from _vm_families(snapshot)
-    yield from _guest_node_families(snapshot)
     yield from _counter_families(snapshot, counters)
 
 
@@ -150,171 +132,6 @@ def _host_families(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _per_host_node(name: str, text: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"gmemd_host_node_{name}", text, labels=["host_node"])
-
-
-def _vm_families(snapshot: Snapshot) -> Iterator[Metric]:
-    info = InfoMetricFamily("gmemd_vm", "A VM that gmemd knows.", labels=["vm"])
-    state = GaugeMetricFamily(
-        "gmemd_vm_state", "1 for the state that the VM is in.", labels=["vm", "state"]
-    )
-    spec_error = GaugeMetricFamily(
-        "gmemd_vm_spec_error",
-        "Whether the newest version of the VM's spec file is broken.",
-        labels=["vm"],
-    )
-    success = GaugeMetricFamily(
-        "gmemd_audit_last_success_timestamp_seconds",
-        "When the VM's last successful audit ended.",
-        labels=["vm"],
-    )
-    unknown = GaugeMetricFamily(
-        "gmemd_vm_memory_unknown",
-        "1 for a running VM of which some memory was not looked at, with the reason.",
-        labels=["vm", "reason"],
-    )
-    unmatched = GaugeMetricFamily(
-        "gmemd_vm_unmatched_bytes",
-        "Size of a running VM's memory that matches nothing it declares.",
-        labels=["vm"],
-    )
-    for vm in snapshot.vms:
-        if vm.running is not None:
-            unmatched.add_metric([vm.vm], vm.running.unmatched_bytes)
-            if vm.running.unknown:
-                unknown.add_metric([vm.vm, vm.running.unknown], 1.0)
-        if vm.source is not None:
-            info.add_metric([vm.vm], {"source": str(vm.source), "uuid": vm.uuid})
-        for possible in VmState:
-            state.add_metric([vm.vm, str(possible)], float(vm.state == possible))
-        if vm.running is None or vm.spec_error:
-            spec_error.add_metric([vm.vm], float(vm.spec_error))
-        if vm.audit is not None:
-            ended = vm.audit.started_timestamp + vm.audit.duration_seconds
-            success.add_metric([vm.vm], ended)
-    yield from (info, state, spec_error, success, unknown, unmatched)
-
-
-def _guest_node_families(snapshot: Snapshot) -> Iterator[Metric]:
-    info = InfoMetricFamily(
-        "gmemd_guest_node",
-        "How a guest node's memory is made and placed; one series per way.",
-        labels=["vm", "guest_node"],
-    )
-    size = _per_guest_node("size_bytes", "Size of the guest node.")
-    for vm in snapshot.vms:
-        for guest_node in vm.guest_nodes:
-            label = [vm.vm, str(guest_node)]
-            size.add_metric(label, vm.size_bytes_of(guest_node))
-            for way in _ways(vm, guest_node):
-                info.add_metric(label, way)
-    yield from (info, size)
-    yield from _cell_families(snapshot)
-    yield from _drift_families(snapshot)
-
-
-def _ways(vm: VmStatus, guest_node: int) -> list[dict[str, str]]:
-    ways = []
-    for region in vm.regions_of(guest_node):
-        way = {
-            "backend": str(region.plan.backend),
-            "page_size": str(region.plan.page_size),
-            "strategy": str(region.strategy),
-            "policy": str(region.plan.policy),
-        }
-        if way not in ways:
-            ways.append(way)
-    return ways
-
-
-def _per_guest_node(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"gmemd_guest_node_{name}", text, labels=["vm", "guest_node"])
-
-
-def _drifts(snapshot: Snapshot) -> Iterator[tuple[str, GuestNodeDrift]]:
-    for vm in snapshot.vms:
-        for drift in vm.drift.guest_nodes if vm.drift is not None else ():
-            yield vm.vm, drift
-
-
-def _cell_families(snapshot: Snapshot) -> Iterator[Metric]:
-    labels = ["vm", "guest_node", "host_node"]
-    memory = GaugeMetricFamily(
-        "gmemd_guest_node_memory_bytes",
-        "Resident memory of the guest node that was seen on the host node.",
-        labels=labels,
-    )
-    allowed = GaugeMetricFamily(
-        "gmemd_guest_node_host_node_allowed",
-        "Whether the spec allows the guest node's memory on the host node.",
-        labels=labels,
-    )
-    host = snapshot.host
-    with_memory = {node.id for node in host.nodes if node.has_memory} if host is not None else set()
-    for vm, drift in _drifts(snapshot):
-        for node in sorted(with_memory | {n for n, seen in drift.by_node.items() if seen}):
-            cell = [vm, str(drift.guest_node), str(node)]
-            memory.add_metric(cell, drift.by_node.get(node, 0))
-            allowed.add_metric(cell, float(node in drift.allowed))
-    yield from (memory, allowed)
-
-
-def _drift_families(snapshot: Snapshot) -> Iterator[Metric]:
-    for name, text, value in _DRIFT_GAUGES:
-        family = _per_guest_node(name, text)
-        for vm, drift in _drifts(snapshot):
-            figure = value(drift)
-            if figure is not None:
-                family.add_metric([vm, str(drift.guest_node)], float(figure))
-        yield family
-
-
-_DRIFT_GAUGES: tuple[tuple[str, str, Callable[[GuestNodeDrift], float | None]], ...] = (
-    (
-        "resident_bytes",
-        "Memory of the guest node that exists on the host.",
-        lambda drift: drift.resident_bytes,
-    ),
-    (
-        "misplaced_bytes",
-        "Resident memory on host nodes that the spec does not allow.",
-        lambda drift: drift.misplaced_bytes,
-    ),
-    (
-        "unknown_bytes",
-        "Resident memory whose host node was not or can not be seen.",
-        lambda drift: drift.unknown_bytes,
-    ),
-    (
-        "drift_ratio",
-        "Misplaced share of the memory seen; absent when nothing was seen or is declared.",
-        lambda drift: drift.drift_ratio,
-    ),
-    (
-        "drift_lower_ratio",
-        "Lower end of the drift's interval; equal to the upper one after an exact scan.",
-        lambda drift: drift.drift_lower_ratio,
-    ),
-    (
-        "drift_upper_ratio",
-        "Upper end of the drift's interval.",
-        lambda drift: drift.drift_upper_ratio,
-    ),
-    (
-        "drift_tolerance_ratio",
-        "Drift that the spec tolerates.",
-        lambda drift: drift.tolerance_ratio,
-    ),
-    (
-        "share_error_ratio",
-        "Largest distance of a host node's share from its weight (interleave modes).",
-        lambda drift: drift.share_error_ratio,
-    ),
-    (
-        "policy_match",
-        "Whether the kernel's policy is the spec's; absent when it can not be read.",
-        lambda drift: drift.policy_match,
-    ),
-)
 
 
 def _counter_families(snapshot: Snapshot, counters: Counters) -> Iterator[Metric]:

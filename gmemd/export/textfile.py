@@ -7,10 +7,8 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, generate_latest
-
 from gmemd.errors import Exit, GmemdError
-from gmemd.export.metrics import ObservationCollector
+from gmemd.export.exposition import Exposition
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,9 +27,7 @@ class TextfileError(GmemdError):
 
 def render_textfile(snapshot: Snapshot) -> bytes:
     """Return what one look at the running VMs found, in Prometheus' text format."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(ObservationCollector(snapshot))
-    return generate_latest(registry)
+    return Exposition().render(snapshot)[1]
 
 
 def write_textfile(path: Path, content: bytes) -> None:

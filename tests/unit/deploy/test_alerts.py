@@ -14,8 +14,8 @@ import yaml
 from gmemd.audit.observed import Unknown
 from gmemd.drift.compute import LEAST_SHARE_TOLERANCE
 from gmemd.drift.model import Cause
+from gmemd.export.exposition import Exposition
 from gmemd.export.instruments import Counters
-from gmemd.export.metrics import GmemdCollector
 from gmemd.export.snapshot import Snapshot
 
 REPOSITORY = Path(__file__).parents[3]
@@ -67,9 +67,8 @@ def test_it_is_shown_to_fire_and_not_to(alert: str) -> None:
 
 def test_the_metrics_are_gmemds() -> None:
     snapshot = Snapshot(version="", taken_timestamp=0.0)
-    families = GmemdCollector(lambda: snapshot, Counters()).describe()
-    suffixes = {"info": "_info", "counter": "_total"}
-    exported = {family.name + suffixes.get(family.type, "") for family in families}
+    text = Exposition(Counters()).render(snapshot)[1].decode()
+    exported = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     asked = set(re.findall(r"\bgmemd_\w+", " ".join(rule["expr"] for rule in rules().values())))
     asked |= set(re.findall(r"\bgmemd_guest_node_\w+?(?=%s)", ALERTS.read_text()))
     assert asked <= exported

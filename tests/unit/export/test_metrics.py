@@ -6,18 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from prometheus_client import generate_latest
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from gmemd.export.exposition import Exposition
 from gmemd.export.instruments import Counters
-from gmemd.export.metrics import make_registry
 
 if TYPE_CHECKING:
     from gmemd.export.snapshot import Snapshot
 
 MIB = 1 << 20
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def counters(snapshot: Snapshot) -> Counters:
 
 
 def render(snapshot: Snapshot, counters: Counters) -> str:
-    return generate_latest(make_registry(lambda: snapshot, counters)).decode()
+    return Exposition(counters).render(snapshot)[1].decode()
 
 
 class Samples:
@@ -196,9 +195,9 @@ def test_labels_are_the_permitted_ones(samples: Samples) -> None:
 
 
 def test_openmetrics_is_well_formed(snapshot: Snapshot, counters: Counters) -> None:
-    registry = make_registry(lambda: snapshot, counters)
-    text = generate_openmetrics(registry).decode()
-    families = {family.name for family in parse_openmetrics(text)}
+    kind, text = Exposition(counters).render(snapshot, OPENMETRICS)
+    assert kind.startswith(OPENMETRICS)
+    families = {family.name for family in parse_openmetrics(text.decode())}
     assert {"gmemd_audit_pages", "gmemd_guest_node_drift_ratio", "gmemd_vm"} <= families
 
 
