@@ -306,7 +306,8 @@ def _prefault() -> None:
 def table(rows: list[Row]) -> str:
     """The rows as text."""
     return "\n".join(
-        f"{row.way:32} {row.seconds * 1000:8.1f} ms (least {row.fastest_seconds * 1000:6.1f}) {row.samples:>8} samples {row.kib:>8.0f} KiB"
+        f"{row.way:32} {row.seconds * 1000:8.1f} ms (least {row.fastest_seconds * 1000:6.1f})"
+        f" {row.samples:>8} samples {row.kib:>8.0f} KiB"
         f" {row.ratio:>6.2f}x"
         for row in rows
     )
