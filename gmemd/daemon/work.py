@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_PROVISIONING = 4
+MOST_PROVISIONING = 32
+"""VMs that get memory at the same time. They cost a thread each while they wait for their turn at
+the CPUs (gmemd.memory.turns), and small ones overtake large ones there, not in the queue for this.
+"""
 EXPENDABLE_SECONDS = 2.0
 """How long the end waits for a look at other processes: one that is stopped ends in less."""
 
@@ -53,14 +56,13 @@ class Workers:
     """The daemon's threads. Nothing here touches the daemon's state."""
 
     def __init__(self) -> None:
-        provisioning = min(MOST_PROVISIONING, os.cpu_count() or 1)
-        self._provisioning = ThreadPoolExecutor(provisioning, thread_name_prefix="provision")
+        self._provisioning = ThreadPoolExecutor(MOST_PROVISIONING, thread_name_prefix="provision")
         self._auditing = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._watching = ThreadPoolExecutor(1, thread_name_prefix="watch")
         self._releasing = ThreadPoolExecutor(2, thread_name_prefix="release")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._identifying = ThreadPoolExecutor(1, thread_name_prefix="identify")
-        self._placing = ThreadPoolExecutor(provisioning, thread_name_prefix="place")
+        self._placing = ThreadPoolExecutor(MOST_PROVISIONING, thread_name_prefix="place")
         self._observing = _Expendable("observe")
         self.scanning = Scanning()
         self._memory_files = MemoryFiles()

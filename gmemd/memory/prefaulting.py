@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from gmemd.memory.regions import Region
     from gmemd.plan.admission import Reserve
 
-# Regions that share no node are prefaulted at the same time, this many at most; those that do
-# take turns: each has all CPUs of its node to itself. VMs don't wait for each other (guard.Claims).
-_HELPERS_AT_ONCE = 4
 _CANCEL_POLL_SECONDS = 0.1
 
 
@@ -44,6 +41,10 @@ def prefault_regions(
 ) -> None:
     """Prefault all of these regions, whole. Blocks.
 
+    Those that share no node are prefaulted at the same time, each by the CPUs beside its own
+    memory; those that do follow each other. Other VMs on these CPUs take their turns (memory.turns)
+    and watch each other's chunks (guard.Claims).
+
     ``payer_fd`` is open for writing on the cgroup.procs of the cgroup that pays; without it the
     regions' own ``cgroup`` does.
 
@@ -57,8 +58,9 @@ def prefault_regions(
         for region in group:
             _prefault_one(region, host, reserve, tally, stop, payer_fd=payer_fd)
 
-    with ThreadPoolExecutor(_HELPERS_AT_ONCE, thread_name_prefix="prefault") as pool:
-        pending: set[Future[None]] = {pool.submit(run, group) for group in disjoint(regions)}
+    groups = disjoint(regions)
+    with ThreadPoolExecutor(max(1, len(groups)), thread_name_prefix="prefault") as pool:
+        pending: set[Future[None]] = {pool.submit(run, group) for group in groups}
         try:
             while pending:
                 done, pending = wait(pending, _CANCEL_POLL_SECONDS, FIRST_COMPLETED)
@@ -86,6 +88,11 @@ class _Tally:
                 self._progress(Progress(self._vm, Stage.PREFAULTING, total_done, self._total))
 
         return tell
+
+    def left(self) -> int:
+        """The bytes that the VM has still to get."""
+        with self._lock:
+            return self._total - sum(self._done.values())
 
 
 def disjoint(regions: Sequence[Region]) -> list[list[Region]]:
@@ -130,7 +137,7 @@ def _prefault_one(
         cgroup_fd=payer_fd,
         n_threads=threads_for(plan, cpus),
     )
-    result = prefault(job, progress=tally.of(region), cancel=stop)
+    result = prefault(job, progress=tally.of(region), cancel=stop, left=tally.left)
     region.notes.extend(result.notes)
     failure = explain(region, result)
     if failure is not None:
