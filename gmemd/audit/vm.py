@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gmemd.audit.counters import read_counters
@@ -59,19 +59,22 @@ def audit_vm(
             progress(done, total)
 
     audited = tuple(
-        scan_region(
-            region.fd,
-            guest_node=region.plan.guest_node,
-            index=region.plan.index,
-            size_bytes=region.plan.size_bytes,
-            page_size=region.plan.page_size,
-            offset=region.offset,
-            readable=readable,
-            policy_kept=may_hold_policy(region.plan),
-            idle=idle,
-            window_bytes=window_bytes,
-            stop=stop,
-            progress=advance,
+        replace(
+            scan_region(
+                region.fd,
+                guest_node=region.plan.guest_node,
+                index=region.plan.index,
+                size_bytes=region.plan.size_bytes,
+                page_size=region.plan.page_size,
+                offset=region.offset,
+                readable=readable,
+                policy_kept=may_hold_policy(region.plan),
+                idle=idle,
+                window_bytes=window_bytes,
+                stop=stop,
+                progress=advance,
+            ),
+            verified_timestamp=started,
         )
         for region in regions
     )

@@ -16,7 +16,8 @@ from gmemd.cli.figures import estimate, percent
 from gmemd.cli.lines import print_line
 from gmemd.cli.output import console
 from gmemd.daemon.observing import Finder, Found, FoundVm
-from gmemd.export.snapshot import JSON_VERSION, Snapshot, vm_to_json
+from gmemd.export.snapshot import Snapshot
+from gmemd.export.snapshot_json import JSON_VERSION, vm_to_json
 from gmemd.export.textfile import render_textfile
 from gmemd.host.reading import read_host
 from gmemd.host.vms.finding import to_see_it

@@ -183,8 +183,7 @@ def _notes(vm: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     left = vm["running"]["unmatched"] if vm["running"] is not None else []
     exact = audit["exact"] and not any(piece["sampled"] for piece in left)
-    kind = "every resident page" if exact else "a sample of the pages"
-    yield "audit", f"{kind} in {audit['duration_seconds']:.2g} s, {_cpu(audit)} of CPU time"
+    yield "audit", _audit_words(audit, exact=exact)
     if audit["errors"]:
         words = ", ".join(f"{reason} {count}" for reason, count in audit["errors"].items())
         yield "audit", f"errors: {words}"
@@ -212,6 +211,18 @@ def _holder_words(holder: Mapping[str, Any]) -> str:
     if not holder["alive"]:
         return f"{who} is gone; its memory is kept for the next"
     return f"{who}, since {_clock(holder['since'])}"
+
+
+def _audit_words(audit: Mapping[str, Any], *, exact: bool) -> str:
+    """How much of the memory was looked at, what it took, and since when all of it was."""
+    took = f"in {audit['duration_seconds']:.2g} s, {_cpu(audit)} of CPU time"
+    verified, started = audit["verified_timestamp"], audit["started_timestamp"]
+    if not exact:
+        seen = f"; every page was seen since {_clock(verified)}" if verified is not None else ""
+        return f"a sample of the pages {took}{seen}"
+    if verified is not None and verified < started:
+        return f"every resident page, seen since {_clock(verified)}"
+    return f"every resident page {took}"
 
 
 def _cpu(audit: Mapping[str, Any]) -> str:

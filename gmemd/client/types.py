@@ -79,6 +79,7 @@ class Region(TypedDict):
     policy_read: Policy | None
     sample: Sample | None
     where: Where | None
+    verified_timestamp: float | None
 
 
 class Drift(TypedDict):
@@ -126,6 +127,7 @@ class AuditPass(TypedDict):
     errors: dict[str, int]
     counters: dict[str, int] | None
     counters_cgroup: str | None
+    verified_timestamp: float | None
 
 
 class Unmatched(TypedDict):

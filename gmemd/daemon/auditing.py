@@ -50,6 +50,7 @@ class Auditor:
         self._config = config
         self._scanning.configure(config)
         self._fleet.audit_interval_seconds = config.interval_seconds
+        self._fleet.audit_budget_ratio = config.budget_ratio
         self._fleet.sample_pages = config.sample_pages
         self._fleet.audit_wanted.set()
 

@@ -34,8 +34,8 @@ class Fleet:
 
     ``wake`` is set where something is to be looked at soon, ``audit_wanted`` where an audit is due
     sooner than it was; ``host_due`` is on the monotonic clock.
-    ``sample_pages`` of a guest node are drawn where an audit draws, ``page_table_bytes`` are spent
-    on what stays mapped between two looks.
+    ``sample_pages`` of a guest node are drawn where an audit draws. ``audit_budget_ratio`` and
+    ``page_table_bytes`` are the snapshot's.
     ``wanted`` counts who waits for a VM's memory, ``changes`` how often all were told of one.
     ``stopping``: nothing is begun any more.
     """
@@ -53,6 +53,7 @@ class Fleet:
         self.reserve = reserve
         self.audit_interval_seconds = audit_interval_seconds
         self.sample_pages = AuditConfig().sample_pages
+        self.audit_budget_ratio = AuditConfig().budget_ratio
         self.page_table_bytes = 0
         self.desired = Desired()
         self.vms: dict[str, ManagedVm] = {}

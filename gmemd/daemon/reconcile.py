@@ -182,6 +182,8 @@ class Reconciler:
             hidden_processes=self.observer.hidden_processes,
             committed=fleet.commitments().committed,
             audit_interval_seconds=fleet.audit_interval_seconds,
+            audit_budget_ratio=fleet.audit_budget_ratio,
+            page_table_bytes=fleet.page_table_bytes,
             reload_successful=self.reload_successful,
             reload_success_timestamp=self.reload_success_timestamp,
             reload_message=self.reload_message,

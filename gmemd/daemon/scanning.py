@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gmemd.audit.budget import CpuBudget
 from gmemd.audit.kept import KeptWindows
 from gmemd.audit.rolling import RollingScan
-from gmemd.kernel.errors import KernelError
+from gmemd.errors import GmemdError
 from gmemd.spec.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -93,6 +93,6 @@ class Scanning:
 def _keep(budget_bytes: int) -> KeptWindows | None:
     try:
         return KeptWindows(budget_bytes)
-    except KernelError as error:
+    except GmemdError as error:
         log.info("no window stays mapped between two looks: %s", error.in_one_line)
         return None

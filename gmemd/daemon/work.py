@@ -243,8 +243,13 @@ class Workers:
 
     async def rebind(self, changes: Sequence[tuple[Region, RegionPlan]]) -> None:
         """Give regions that exist a changed plan, for the pages still to come."""
+
+        def change(region: Region, plan: RegionPlan) -> None:
+            self.scanning.forget([region])
+            rebind(region, plan)
+
         for region, plan in changes:
-            await _run(self._releasing, partial(rebind, region, plan))
+            await _run(self._releasing, partial(change, region, plan))
 
 
 class _Expendable:

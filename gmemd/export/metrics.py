@@ -91,6 +91,16 @@ def _daemon_families(snapshot: Snapshot) -> Iterator[Metric]:
         "The configured time between audits of one VM.",
         value=snapshot.audit_interval_seconds,
     )
+    yield GaugeMetricFamily(
+        "gmemd_audit_budget_ratio",
+        "The share of one CPU that periodic audits use at the most.",
+        value=snapshot.audit_budget_ratio,
+    )
+    yield GaugeMetricFamily(
+        "gmemd_audit_page_table_bytes",
+        "Memory spent on guest memory that stays mapped between two looks.",
+        value=snapshot.page_table_bytes,
+    )
 
 
 def _host_families(snapshot: Snapshot) -> Iterator[Metric]:

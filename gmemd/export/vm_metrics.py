@@ -123,6 +123,10 @@ FAMILIES = (
         "gmemd_guest_node_host_node_allowed",
         "Whether the spec allows the guest node's memory on the host node.",
     ),
+    VmFamily(
+        "gmemd_guest_node_verified_timestamp_seconds",
+        "Since when every page of the guest node was looked at; absent until all were.",
+    ),
     *(family for family, _ in _DRIFT_GAUGES),
 )
 
@@ -157,6 +161,9 @@ def lines_of(vm: VmStatus, with_memory: Collection[int]) -> tuple[str, ...]:
         lines.add("gmemd_guest_node_size_bytes", labels, vm.size_bytes_of(guest_node))
         for way in _ways(vm, guest_node):
             lines.add("gmemd_guest_node_info", way)
+        verified = vm.verified_timestamp_of(guest_node)
+        if verified is not None:
+            lines.add("gmemd_guest_node_verified_timestamp_seconds", labels, verified)
     for drift in vm.drift.guest_nodes if vm.drift is not None else ():
         _add_drift(lines, vm.vm, drift, with_memory)
     return tuple("".join(lines.of[family.name]) for family in FAMILIES)

@@ -24,13 +24,8 @@ from gmemd.daemon.varlink import interface as io
 from gmemd.daemon.varlink.peer import Peer
 from gmemd.daemon.varlink.protocol import Call, current_call
 from gmemd.daemon.varlink.protocol import Protocol as CallProtocol
-from gmemd.export.snapshot import (
-    Snapshot,
-    VmStatus,
-    public_to_json,
-    snapshot_to_json,
-    vm_to_json,
-)
+from gmemd.export.snapshot import Snapshot, VmStatus
+from gmemd.export.snapshot_json import public_to_json, snapshot_to_json, vm_to_json
 
 _VM = VarlinkType.from_type_annotation(io.Vm)
 _HOST_NODE = VarlinkType.from_type_annotation(io.HostNode)

@@ -1,7 +1,7 @@
 """The types and errors of the varlink interface io.gmemd.
 
 asyncvarlink reads the annotations at run time, so they are real types here. The structs are those
-of the JSON in gmemd.export.snapshot; io.gmemd.varlink beside this file explains every field.
+of the JSON in gmemd.export.snapshot_json; io.gmemd.varlink beside this file explains every field.
 """
 
 from dataclasses import dataclass
@@ -50,6 +50,7 @@ class Region:
     policy_read: Policy | None
     sample: Sample | None
     where: Where | None
+    verified_timestamp: float | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class AuditPass:
     errors: dict[str, int]
     counters: dict[str, int] | None
     counters_cgroup: str | None
+    verified_timestamp: float | None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pytest
 
 from gmemd.cli.audit import exit_code
 from gmemd.cli.main import main
-from gmemd.export.snapshot import Snapshot, VmState, snapshot_to_json, vm_to_json
+from gmemd.export.snapshot import Snapshot, VmState
+from gmemd.export.snapshot_json import snapshot_to_json, vm_to_json
 from gmemd.export.svg import render_svg
 from tests.unit.client.stub import PATIENCE_SECONDS, Answer, Stub, send
 from tests.unit.daemon.vms import MIB, audited_status, guest_node_drift, host

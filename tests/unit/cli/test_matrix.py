@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gmemd.cli.figures import percent, span
 from gmemd.cli.matrix import matrix_lines
-from gmemd.export.snapshot import vm_to_json
+from gmemd.export.snapshot_json import vm_to_json
 from gmemd.spec.model import PolicyMode
 from tests.unit.daemon.vms import MIB, audited_status, guest_node_drift
 

@@ -9,7 +9,8 @@ import pytest
 
 from gmemd.cli import status as command
 from gmemd.cli.main import main
-from gmemd.export.snapshot import Running, Snapshot, VmState, VmStatus, snapshot_to_json
+from gmemd.export.snapshot import Running, Snapshot, VmState, VmStatus
+from gmemd.export.snapshot_json import snapshot_to_json
 from gmemd.spec.model import Source
 from tests.unit.client.stub import Answer, Stub
 from tests.unit.daemon.vms import MIB, audited_status, guest_node_drift, host

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from gmemd.cli.strip import MOST_LINES, print_where
-from gmemd.export.snapshot import vm_to_json
+from gmemd.export.snapshot_json import vm_to_json
 from tests.unit.located import HOLE, UNSEEN, located_status
 
 if TYPE_CHECKING:

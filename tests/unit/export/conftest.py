@@ -101,6 +101,7 @@ def audit_of(vm: str, by_node: dict[int, int]) -> VmAudit:
         policy=PolicyRead("preferred", frozenset({1})),
         errors={"poisoned": 2},
         pages_seen=65536,
+        verified_timestamp=990.0,
     )
     return VmAudit(
         vm=vm,

@@ -85,6 +85,9 @@ def test_every_metric_of_the_reference_is_there(samples: Samples) -> None:
         "gmemd_audit_duration_seconds_count",
         "gmemd_audit_cpu_seconds_total",
         "gmemd_audit_interval_seconds",
+        "gmemd_audit_budget_ratio",
+        "gmemd_audit_page_table_bytes",
+        "gmemd_guest_node_verified_timestamp_seconds",
         "gmemd_audit_pages_total",
         "gmemd_audit_errors_total",
         "gmemd_audit_last_success_timestamp_seconds",
@@ -103,6 +106,13 @@ def test_cells_are_for_host_nodes_with_memory_only(samples: Samples) -> None:
     allowed = samples.all("gmemd_guest_node_host_node_allowed")
     mine = {dict(labels)["host_node"]: value for labels, value in allowed.items() if is_db(labels)}
     assert mine == {"0": 0, "1": 1, "2": 0}
+
+
+def test_since_when_all_was_seen_and_what_that_may_cost(samples: Samples) -> None:
+    verified = samples.all("gmemd_guest_node_verified_timestamp_seconds")
+    assert set(verified.values()) == {990}
+    assert samples.get("gmemd_audit_budget_ratio") == 0.01
+    assert samples.get("gmemd_audit_page_table_bytes") == 0
 
 
 def is_db(labels: frozenset[tuple[str, str]]) -> bool:

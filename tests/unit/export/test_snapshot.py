@@ -8,7 +8,7 @@ from asyncvarlink.conversion import VarlinkType
 
 from gmemd.audit.model import Cell, MisplacedRange, Stretch, Where
 from gmemd.daemon.varlink.interface import Vm
-from gmemd.export.snapshot import snapshot_to_json, vm_to_json
+from gmemd.export.snapshot_json import snapshot_to_json, vm_to_json
 
 if TYPE_CHECKING:
     from gmemd.export.snapshot import Snapshot, VmStatus

@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from gmemd.export.snapshot import vm_to_json
+from gmemd.export.snapshot_json import vm_to_json
 from gmemd.export.svg import MISPLACED, UNKNOWN, colour_of, render_svg
 from tests.unit.located import HOLE, UNSEEN, located_status
 

@@ -67,7 +67,10 @@ def test_fields_can_be_given_by_name_in_python_only() -> None:
     assert AuditConfig(interval_seconds=0.5).interval_seconds == 0.5
     assert AdmissionConfig(reserve_bytes=4096).reserve_bytes == 4096
     assert problems("audit: {interval_seconds: 5s}\n") == [
-        "g.yaml:1:9: audit.interval_seconds: is not a known key | known here: interval, sample, budget, page_tables"
+        (
+            "g.yaml:1:9: audit.interval_seconds: is not a known key"
+            " | known here: interval, sample, budget, page_tables"
+        )
     ]
 
 

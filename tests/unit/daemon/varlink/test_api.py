@@ -17,7 +17,8 @@ from gmemd.daemon.varlink import server
 from gmemd.daemon.varlink.api import GmemdInterface, interface_text
 from gmemd.daemon.varlink.interface import HostNode, Vm
 from gmemd.daemon.varlink.peer import Peer
-from gmemd.export.snapshot import Snapshot, snapshot_to_json, vm_to_json
+from gmemd.export.snapshot import Snapshot
+from gmemd.export.snapshot_json import snapshot_to_json, vm_to_json
 from tests.unit.daemon.vms import audited_status, host
 
 if TYPE_CHECKING:
