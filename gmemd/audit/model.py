@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,18 +18,34 @@ class PolicyRead:
     flags: int = 0
 
 
+UNKNOWN_NODE = -1
+"""In a cluster of a sample: pages that exist, and whose node wasn't seen."""
+
+Cluster: TypeAlias = "tuple[tuple[int, int], ...]"
+"""What pages that were drawn together are: pairs of a node and pages, ascending; no holes."""
+
+CONFIDENCE = 0.95
+"""How often the interval of a sample holds the truth, where nothing else was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Pages drawn at random, without repetition, from all pages of a region, holes included.
 
     All in pages of the region's page size; ``population`` is how many the region has, and
     drawn - sum(by_node) - unknown is how many of those drawn don't exist.
+
+    Where pages were drawn in clusters of ``cluster_pages``, ``clusters`` counts these by what they
+    are. ``confidence`` is how often the intervals that are made of it are to hold the truth.
     """
 
     population: int
     drawn: int
     by_node: Mapping[int, int] = field(default_factory=dict)
     unknown: int = 0
+    cluster_pages: int = 1
+    clusters: Mapping[Cluster, int] = field(default_factory=dict)
+    confidence: float = CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,54 @@
 A region's sample is a simple random one of all its pages, holes included: each set of as many
 pages is as likely as any other, whatever lies next to what. What it costs depends on how many
 pages are drawn, never on how many there are.
+
+Of a large region that is mapped to be looked at, each page drawn brings a page of page tables, as
+these serve 2 MiB each. Measured on guest_memfd, us a page of 4,096 drawn (system calls alone):
+
+    region                     1 GiB   4 GiB   8 GiB   16 GiB
+    each by itself               2.4     2.8     3.2      3.8
+    two of each 2 MiB drawn      2.4     2.7     2.9      3.4
+    four of each 2 MiB drawn     2.4     2.5     2.6      3.1
+    eight of each 2 MiB drawn    2.3     2.3     2.4      2.8
+    eight neighbours             2.0     2.2     2.2      2.6
+
+So what a cluster saves is a fifth of the time for four pages, and it may cost three quarters of
+what they tell, where stretches of memory went astray as a whole: for what a sample says at a given
+cost, pages drawn singly serve better at any size. Clusters keep the cost the same at all sizes,
+which is why large samples of large regions are drawn so, unless a margin was asked for, and never
+fewer than `LEAST_CLUSTERS`. Of a memory that somebody else maps no page tables are made: there all
+pages are drawn singly.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gmemd.drift.interval import quantile
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from random import Random
 
     from gmemd.audit.model import RegionAudit, Sample
 
 LEAST_PAGES = 256
 """Of a region's sample: what holds a percent of it is missed once in 13 times (0.99**256)."""
+
+BLOCK_PAGES = 512
+"""That a page of page tables serves: 2 MiB."""
+
+MOST_OF_A_BLOCK = 4
+"""Pages of a cluster: spread evenly over a block."""
+
+LEAST_CLUSTERS = 1024
+"""Drawn where clusters are: where none has a hit, less than 0.4 % of the pages are one."""
+
+_SPARSE = 2
+"""Times the clusters: with no more blocks, pages drawn singly share blocks often enough."""
 
 _WORD_BYTES = 8  # of an array('Q')
 
@@ -35,6 +67,53 @@ def draw_pages(population: int, n_pages: int, rng: Random) -> array[int]:
         return array("Q", sorted(_draw_distinct(population, n_pages, rng)))
     left_out = _draw_distinct(population, population - n_pages, rng)
     return array("Q", (page for page in range(population) if page not in left_out))
+
+
+def cluster_pages(population: int, n_pages: int) -> int:
+    """Choose how many of a region's ``n_pages`` are drawn together: 1, 2 or 4."""
+    together = min(MOST_OF_A_BLOCK, n_pages // LEAST_CLUSTERS)
+    together = 1 << max(1, together).bit_length() - 1
+    sparse = population > _SPARSE * (n_pages // together) * BLOCK_PAGES
+    return together if sparse else 1
+
+
+def count_clusters(population: int, together: int) -> int:
+    """Count the clusters that a region is made of: each page is in one."""
+    blocks, rest = divmod(population, BLOCK_PAGES)
+    return blocks * (BLOCK_PAGES // together) + -(-rest // together)
+
+
+def pages_of(clusters: Iterable[int], population: int, together: int) -> array[int]:
+    """Give the pages of clusters that ascend (type Q), one cluster's after the other's.
+
+    They ascend from block to block. A cluster's pages are far apart within a block, but for those
+    of an incomplete block at the end; only the last cluster of all may have fewer.
+    """
+    if together == 1:
+        return array("Q", clusters)
+    stride = BLOCK_PAGES // together
+    whole = population // BLOCK_PAGES * BLOCK_PAGES
+    pages = array("Q")
+    for cluster in clusters:
+        first = cluster // stride * BLOCK_PAGES + cluster % stride
+        if first < whole:
+            pages.extend(range(first, first + BLOCK_PAGES, stride))
+        else:
+            first = whole + (cluster - whole // together) * together
+            pages.extend(range(first, min(first + together, population)))
+    return pages
+
+
+def pages_for(margin: float, confidence: float) -> int:
+    """Give how many pages tell any share to within ``margin`` (a ratio), at that confidence.
+
+    Half of Wilson's interval is widest for a share of one half, where it is
+    z / (2 * sqrt(n + z**2)): for no other share it takes more pages. That pages are drawn without
+    repetition is left out, as it is of the interval: a region that isn't a few times larger is
+    looked at whole.
+    """
+    square = quantile(confidence) ** 2
+    return max(1, math.ceil(square / (4 * margin * margin) - square))
 
 
 def allocate(populations: Sequence[int], n_pages: int, *, least: int = LEAST_PAGES) -> list[int]:

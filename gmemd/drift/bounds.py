@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gmemd.drift.interval import Interval, Part, combined_share, pages_between, wilson
+from gmemd.audit.model import UNKNOWN_NODE
+from gmemd.drift.design import pages_possible, share_within
+from gmemd.drift.interval import Interval, Part, combined_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -43,9 +45,8 @@ def _bytes_between(audit: RegionAudit, node: int) -> tuple[int, int]:
     if sample is None:
         held = audit.by_node.get(node, 0)
         return held, held + audit.unknown_bytes
-    held = sample.by_node.get(node, 0)
-    fewest = pages_between(held, sample.drawn, sample.population)[0]
-    most = pages_between(held + sample.unknown, sample.drawn, sample.population)[1]
+    fewest, _ = pages_possible(sample, lambda found: found == node)
+    _, most = pages_possible(sample, lambda found: found in (node, UNKNOWN_NODE))
     return fewest * audit.page_size, most * audit.page_size + _beyond(audit, sample)
 
 
@@ -59,15 +60,13 @@ def _parts(region: RegionDrift) -> Iterator[Part]:
             upper = (region.misplaced_bytes + audit.unknown_bytes) / size
             yield Part(Interval(size, size), Interval(lower, upper))
         return
-    hits = sum(sample.by_node.values()) + sample.unknown
-    misplaced = sum(pages for node, pages in sample.by_node.items() if node not in region.allowed)
-    fewest, most = pages_between(hits, sample.drawn, sample.population)
+    allowed = region.allowed
+    fewest, most = pages_possible(sample, lambda _: True)
+    misplaced = share_within(sample, lambda node: node != UNKNOWN_NODE and node not in allowed)
+    not_placed = share_within(sample, lambda node: node not in allowed)
     yield Part(
         Interval(fewest * audit.page_size, most * audit.page_size),
-        Interval(
-            wilson(misplaced, hits).lower,
-            wilson(misplaced + sample.unknown, hits).upper,
-        ),
+        Interval(misplaced.lower, not_placed.upper),
     )
     beyond = _beyond(audit, sample)
     if beyond:

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
+from gmemd.audit.model import CONFIDENCE
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-Z_95 = 1.959963984540054
-"""The normal distribution's 97.5 % quantile: between it and its negative lie 95 %."""
-Z_9999 = 3.890591886413094
-"""The 99.995 % quantile, for what is tested again and again where it is usually so."""
+_FEW_HITS = 4
+"""Wilson's lower bound for one hit excludes rates at which one hit isn't rare. For fewer hits than
+these the bound is the Poisson rate at which as many or more come as seldom as the truth may be
+missed: 5 % of the time for an interval of 95 %."""
 
-# Wilson's lower bound for one hit excludes rates at which one hit isn't rare. For so few hits the
-# bound is the Poisson rate at which as many or more come 5 % of the time.
-_RARE_HITS = {1: 0.05129329438755, 2: 0.35536151069866, 3: 0.81769144716395}
+_HALVINGS = 100  # more than the digits of a float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +42,41 @@ class Part:
     share: Interval
 
 
-def wilson(hits: int, drawn: int, z: float = Z_95) -> Interval:
+def wilson(hits: float, drawn: float, confidence: float = CONFIDENCE) -> Interval:
     """Give the interval of a share of which ``hits`` of ``drawn`` were found; 0 to 1 of none.
 
-    ``z`` is the quantile that it reaches to. A sample without repetition is a little closer to the
-    truth than this says.
+    ``confidence`` is how often it is to hold the truth. A sample without repetition is a little
+    closer to the truth than this says. Counts that aren't whole are those of a sample that tells
+    less than its pages do (`drift.design`).
     """
     if not drawn:
         return Interval(0.0, 1.0)
-    return Interval(_lower(hits, drawn, z), 1.0 - _lower(drawn - hits, drawn, z))
+    lower = _lower(hits, drawn, confidence)
+    return Interval(lower, 1.0 - _lower(drawn - hits, drawn, confidence))
 
 
-def pages_between(hits: int, drawn: int, population: int) -> tuple[int, int]:
+def pages_within(share: Interval, hits: int, drawn: int, population: int) -> tuple[int, int]:
     """Give how many of ``population`` pages may be such as ``hits`` of those ``drawn`` were.
 
     Never fewer than were seen, and never those that were seen to be otherwise.
     """
-    share = wilson(hits, drawn)
     return (
         max(hits, math.floor(share.lower * population)),
         min(population - (drawn - hits), math.ceil(share.upper * population)),
     )
+
+
+def pages_between(
+    hits: int, drawn: int, population: int, confidence: float = CONFIDENCE
+) -> tuple[int, int]:
+    """As `pages_within`, of pages that were drawn each by itself."""
+    return pages_within(wilson(hits, drawn, confidence), hits, drawn, population)
+
+
+@cache
+def quantile(confidence: float) -> float:
+    """Give where the normal distribution has so much between it and its negative."""
+    return _where_it_rises_to(confidence, lambda z: math.erf(z / math.sqrt(2)))
 
 
 def combined_share(parts: Sequence[Part]) -> Interval | None:
@@ -74,15 +89,38 @@ def combined_share(parts: Sequence[Part]) -> Interval | None:
     return None if least is None or most is None else Interval(least, 1.0 - most)
 
 
-def _lower(hits: int, drawn: int, z: float) -> float:
+def _lower(hits: float, drawn: float, confidence: float) -> float:
     """Wilson's lower bound, and the Poisson one where hits are few."""
-    if hits == 0:
+    if hits < 1:
         return 0.0
-    share, square = hits / drawn, z * z
+    z = quantile(confidence)
+    share, square = min(hits / drawn, 1.0), z * z
     middle = share + square / (2 * drawn)
     half = z * math.sqrt(share * (1 - share) / drawn + square / (4 * drawn * drawn))
     bound = (middle - half) / (1 + square / drawn)
-    return max(0.0, min(bound, _RARE_HITS.get(hits, math.inf) / drawn))
+    if hits < _FEW_HITS:
+        bound = min(bound, _rare_rate(int(hits), confidence) / drawn)
+    return max(0.0, bound)
+
+
+@cache
+def _rare_rate(hits: int, confidence: float) -> float:
+    """Give the Poisson rate at which as many or more come 1 - ``confidence`` of the time."""
+
+    def as_many_or_more(rate: float) -> float:
+        fewer = sum(rate**n / math.factorial(n) for n in range(hits))
+        return 1.0 - fewer * math.exp(-rate)
+
+    return _where_it_rises_to(1.0 - confidence, as_many_or_more)
+
+
+def _where_it_rises_to(value: float, function: Callable[[float], float]) -> float:
+    """Give where a function that rises reaches a value, between 0 and 16."""
+    low, high = 0.0, 16.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) < value else (low, middle)
+    return high
 
 
 def _least_share(parts: Sequence[tuple[float, Interval]]) -> float | None:

@@ -103,5 +103,5 @@ def _share_error(plan: RegionPlan, audit: RegionAudit, host: Host) -> float | No
         return None
     weights = expected_weights(plan, host)
     if audit.sample is not None:
-        return least_share_error(audit.sample.by_node, weights)
+        return least_share_error(audit.sample, weights)
     return share_error(audit.by_node, weights, plan.page_size)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gmemd.drift.interval import Z_9999, wilson
+from gmemd.audit.model import UNKNOWN_NODE
+from gmemd.drift.design import share_within
 from gmemd.spec.model import PolicyMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gmemd.audit.model import Cluster, Sample
     from gmemd.host.model import Host
     from gmemd.plan.model import RegionPlan
+
+_NEARLY_ALWAYS = 0.9999
 
 
 def expected_weights(plan: RegionPlan, host: Host) -> dict[int, int]:
@@ -42,18 +48,27 @@ def share_error(by_node: Mapping[int, int], weights: Mapping[int, int], page_siz
     return distance / seen if distance > rounding else 0.0
 
 
-def least_share_error(hits: Mapping[int, int], weights: Mapping[int, int]) -> float:
+def least_share_error(sample: Sample, weights: Mapping[int, int]) -> float:
     """The share error that is left when all that a sample's chance can explain is taken off it.
 
-    ``hits`` are the sample's pages by node. The interval taken off holds 99.99 %: interleaved
-    memory has its shares nearly always, and is looked at again and again.
+    The interval taken off holds 99.99 %: interleaved memory has its shares nearly always, and is
+    looked at again and again. What is unknown has no part in it.
     """
-    seen = sum(hits.values())
+    seen = sum(sample.by_node.values())
     total = sum(weights.values())
     if not seen or not total:
         return 0.0
+    known = _known(sample)
     least = 0.0
     for node, weight in weights.items():
-        share = wilson(hits.get(node, 0), seen, Z_9999)
+        share = share_within(known, node.__eq__, _NEARLY_ALWAYS)
         least = max(least, weight / total - share.upper, share.lower - weight / total)
     return least
+
+
+def _known(sample: Sample) -> Sample:
+    """The same without what is unknown."""
+    clusters: Counter[Cluster] = Counter()
+    for cluster, number in sample.clusters.items():
+        clusters[tuple(part for part in cluster if part[0] != UNKNOWN_NODE)] += number
+    return replace(sample, unknown=0, clusters=clusters)

@@ -122,13 +122,23 @@ class _Lib:
         pages: CData,
         count: int,
         existing_only: int,
+        nodes: CData,
         out: CData,
     ) -> int: ...
+    def gm_sample_unread(self, fd: int, offset: int, pages: CData, count: int) -> int: ...
     def gm_scan_foreign(
         self, pid: int, address: int, step: int, listed: CData, pages: int, out: CData
     ) -> int: ...
     def gm_scan_huge(
-        self, fd: int, offset: int, length: int, page_size: int, nodes: CData, out: CData
+        self,
+        fd: int,
+        offset: int,
+        length: int,
+        page_size: int,
+        listed: CData,
+        count: int,
+        nodes: CData,
+        out: CData,
     ) -> int: ...
     def gm_rescan(
         self,

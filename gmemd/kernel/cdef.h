@@ -90,11 +90,12 @@ int64_t gm_query_range(uint64_t address, uint64_t pages, int16_t *nodes);
 int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int use_cachestat,
 		int existing_only, int16_t *nodes, struct gm_scan *out);
 int64_t gm_sample(int fd, uint64_t offset, uint64_t length, const uint64_t *pages, uint64_t count,
-		  int existing_only, struct gm_scan *out);
+		  int existing_only, int16_t *nodes, struct gm_scan *out);
+int64_t gm_sample_unread(int fd, uint64_t offset, const uint64_t *pages, uint64_t count);
 int64_t gm_scan_foreign(int pid, uint64_t address, uint64_t step, const uint64_t *listed,
 			uint64_t pages, struct gm_scan *out);
 int64_t gm_scan_huge(int fd, uint64_t offset, uint64_t length, uint64_t page_size,
-		     int16_t *nodes, struct gm_scan *out);
+		     const uint64_t *listed, uint64_t count, int16_t *nodes, struct gm_scan *out);
 
 int64_t gm_rescan(int pagemap, int fd, uint64_t offset, uint64_t address, uint64_t length,
 		  int16_t *nodes, uint64_t *runs, uint64_t most_runs, struct gm_scan *lost,

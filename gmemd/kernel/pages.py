@@ -184,28 +184,44 @@ def scan_window(
 
 
 def sample_pages(
-    fd: int, offset: int, length: int, pages: array[int], *, existing_only: bool = False
+    fd: int,
+    offset: int,
+    length: int,
+    pages: array[int],
+    page_size: int = PAGE_SIZE,
+    *,
+    existing_only: bool = False,
 ) -> WindowScan:
-    """As ``scan_window``, of single base pages of a file's range: their numbers in it (type Q).
+    """As ``scan_window``, of single pages of a file's range: their numbers in it (type Q).
 
-    ``pages`` ascend. The range is mapped piece by piece, and no piece is when the call returns.
+    ``pages`` ascend from one 2 MiB to the next, with the least first and the greatest last; the
+    result's ``nodes`` go with them. The range is mapped piece by piece (of huge pages: whole), and
+    no piece is when the call returns.
     """
     out = ffi.new("struct gm_scan *")
-    if pages and not 0 <= pages[0] <= pages[-1] < length // PAGE_SIZE:
+    if pages and not 0 <= pages[0] <= pages[-1] < length // page_size:
         raise ValueError(f"not all pages are within {length} bytes")
-    invoke(
-        "scan of a memfd in use" if existing_only else "scan",
-        lib.gm_sample,
-        fd,
-        offset,
-        length,
-        ffi.from_buffer("uint64_t[]", pages),
-        len(pages),
-        int(existing_only),
-        out,
-        what=f"scanning {len(pages)} pages of fd {fd}",
-    )
-    return scanned(out, "cachestat" if out.by_cachestat or not pages else "mincore")
+    nodes = array("h", bytes(2 * len(pages)))
+    listed, told = ffi.from_buffer("uint64_t[]", pages), _buffer_of(nodes)
+    what = f"scanning {len(pages)} pages of fd {fd}"
+    if page_size != PAGE_SIZE:
+        huge = (fd, offset, length, page_size, listed, len(pages), told, out)
+        invoke("scan of huge pages", lib.gm_scan_huge, *huge, what=what)
+        return scanned(out, "continue", nodes)
+    call = "scan of a memfd in use" if existing_only else "scan"
+    small = (fd, offset, length, listed, len(pages), int(existing_only), told, out)
+    invoke(call, lib.gm_sample, *small, what=what)
+    return scanned(out, "cachestat" if out.by_cachestat or not pages else "mincore", nodes)
+
+
+def resident_of(fd: int, offset: int, pages: array[int]) -> int:
+    """Count which base pages of a file exist, by their numbers from ``offset`` on (type Q).
+
+    Nothing is mapped. Raises KernelError as `cachestat` does.
+    """
+    listed = ffi.from_buffer("uint64_t[]", pages)
+    what = f"counting {len(pages)} pages of fd {fd}"
+    return invoke("cachestat", lib.gm_sample_unread, fd, offset, listed, len(pages), what=what)
 
 
 def scan_foreign_range(pid: int, address: int, pages: int, page_size: int) -> ForeignScan:
@@ -250,7 +266,8 @@ def scan_huge_window(
     what = f"scanning {length} bytes at offset {offset} of fd {fd}"
     buffer = _buffer_of(nodes)
     call = "scan of huge pages"
-    invoke(call, lib.gm_scan_huge, fd, offset, length, page_size, buffer, out, what=what)
+    arguments = (fd, offset, length, page_size, ffi.NULL, 0, buffer, out)
+    invoke(call, lib.gm_scan_huge, *arguments, what=what)
     return scanned(out, "continue", nodes)
 
 

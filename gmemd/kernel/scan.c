@@ -319,13 +319,15 @@ int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int 
 
 /*
  * What a sample maps at a time. It decides on what page tables cost, which is what makes a sample of
- * a large file dearer than one of a small file. Measured, us a page for 4,096 pages of 1 and of
- * 8 GiB: windows of 2 MiB 5.1 and 10, 32 MiB 3.2 and 4.1, 128 MiB 3.2 and 3.8, 2 GiB 2.3 and 4.3.
+ * a large file dearer than one of a small file. Measured, us a page for 4,096 pages of 1, 4 and
+ * 8 GiB: windows of 128 MiB 2.3, 2.8 and 3.2, of 512 MiB 2.4, 2.9 and 3.2, of 1 GiB 2.6, 3.1 and
+ * 3.4, of 4 GiB 2.6, 3.5 and 3.7.
  */
 #define SAMPLE_WINDOW (128ULL << 20)
 
+/* Counts pages that are mapped, by their places in the sample. */
 static int64_t query_listed(struct scan *scan, const uint64_t *addresses, const int16_t *failed,
-			    uint64_t count)
+			    const uint64_t *places, uint64_t count)
 {
 	int status[BATCH];
 	int64_t result = gm_move_pages(0, count, addresses, NULL, status);
@@ -334,7 +336,7 @@ static int64_t query_listed(struct scan *scan, const uint64_t *addresses, const 
 	if (result < 0)
 		return result;
 	for (i = 0; i < count; i++)
-		count_page(scan, 0, node_of(status[i], failed[i]));
+		count_page(scan, places[i], node_of(status[i], failed[i]));
 	return 0;
 }
 
@@ -347,11 +349,14 @@ static int64_t is_resident(const struct scan *scan, uint64_t page)
 	return mark_resident(scan, page, 1, &mark);
 }
 
-/* Pages of a mapped window, by their numbers in it, each mapped right after the look at it. */
+/*
+ * Pages of a mapped window, by their numbers in the file's range, each mapped right after the look
+ * at it. The first one's place in the sample is ``place``.
+ */
 static int64_t sample_window(struct scan *scan, const uint64_t *pages, uint64_t count,
-			     uint64_t first)
+			     uint64_t first, uint64_t place)
 {
-	uint64_t addresses[BATCH], found = 0, i;
+	uint64_t addresses[BATCH], places[BATCH], found = 0, i;
 	int16_t failed[BATCH];
 
 	for (i = 0; i < count; i++) {
@@ -365,10 +370,11 @@ static int64_t sample_window(struct scan *scan, const uint64_t *pages, uint64_t 
 				map_run(scan, pages[i] - first, 1, failed + found);
 			else
 				populate_around(scan, pages[i] - first, 1, failed + found);
+			places[found] = place + i;
 			addresses[found++] = scan->address + (pages[i] - first) * scan->page_size;
 		}
 		if (found == BATCH || (found && i + 1 == count)) {
-			result = query_listed(scan, addresses, failed, found);
+			result = query_listed(scan, addresses, failed, places, found);
 			if (result < 0)
 				return result;
 			found = 0;
@@ -378,7 +384,7 @@ static int64_t sample_window(struct scan *scan, const uint64_t *pages, uint64_t 
 }
 
 static int64_t map_and_sample(struct scan *scan, const uint64_t *pages, uint64_t count,
-			      uint64_t first, uint64_t length, int existing_only)
+			      uint64_t first, uint64_t length, uint64_t place, int existing_only)
 {
 	int64_t address = gm_mmap(scan->fd, scan->offset, length, PROT_READ, 0), result = 0;
 
@@ -394,7 +400,7 @@ static int64_t map_and_sample(struct scan *scan, const uint64_t *pages, uint64_t
 		result = choose_look(scan);
 	if (result >= 0) {
 		scan->out->by_cachestat = (uint64_t)result;
-		result = sample_window(scan, pages, count, first);
+		result = sample_window(scan, pages, count, first, place);
 	}
 	if (scan->uffd >= 0)
 		close(scan->uffd);
@@ -402,31 +408,52 @@ static int64_t map_and_sample(struct scan *scan, const uint64_t *pages, uint64_t
 	return result;
 }
 
-/* As gm_scan, of single pages of a file's range, by their numbers in it, ascending. */
+/*
+ * As gm_scan, of single pages of a file's range, by their numbers in it: window after window, in
+ * any order within one. The nodes are in that order, too.
+ */
 int64_t gm_sample(int fd, uint64_t offset, uint64_t length, const uint64_t *pages, uint64_t count,
-		  int existing_only, struct gm_scan *out)
+		  int existing_only, int16_t *nodes, struct gm_scan *out)
 {
 	struct scan scan = {.fd = fd, .page_size = base_page_size(), .use_cachestat = 1,
-			    .out = out};
+			    .nodes = nodes, .out = out};
 	uint64_t done, end, in_window = SAMPLE_WINDOW / scan.page_size;
 	int64_t result;
 
 	memset(out, 0, sizeof(*out));
+	for (done = 0; nodes && done < count; done++)
+		nodes[done] = GM_ABSENT;
 	for (done = 0; done < count; done = end) {
 		uint64_t first = pages[done] / in_window * in_window;
 		uint64_t start = first * scan.page_size;
 
-		for (end = done; end < count && pages[end] - first < in_window;)
+		for (end = done; end < count && pages[end] / in_window == first / in_window;)
 			end++;
 		scan.offset = offset + start;
 		result = map_and_sample(&scan, pages + done, end - done, first,
 					length - start < SAMPLE_WINDOW ? length - start
 								       : SAMPLE_WINDOW,
-					existing_only);
+					done, existing_only);
 		if (result < 0)
 			return result;
 	}
 	return 0;
+}
+
+/* Counts which single pages of a file exist, whatever they are; nothing is mapped. */
+int64_t gm_sample_unread(int fd, uint64_t offset, const uint64_t *pages, uint64_t count)
+{
+	struct scan scan = {.fd = fd, .offset = offset, .page_size = base_page_size()};
+	uint64_t found = 0, i;
+
+	for (i = 0; i < count; i++) {
+		int64_t result = cached_pages(&scan, pages[i], 1);
+
+		if (result < 0)
+			return result;
+		found += (uint64_t)result;
+	}
+	return (int64_t)found;
 }
 
 /* --- pages of another process --------------------------------------------------------------- */
@@ -490,51 +517,48 @@ int64_t gm_scan_foreign(int pid, uint64_t address, uint64_t step, const uint64_t
  * hugetlbfs answers neither cachestat nor (for unmapped pages) mincore, and populating makes
  * holes into pages. UFFDIO_CONTINUE fails with EFAULT for a hole.
  */
-static int64_t scan_huge_mapped(struct scan *scan, int uffd, uint64_t pages)
+static int64_t look_at_huge(struct scan *scan, uint64_t page, uint64_t place)
 {
-	uint64_t page;
+	uint64_t address = scan->address + page * scan->page_size;
+	int64_t found = map_existing(scan->uffd, address, scan->page_size), result;
+	int16_t node = (int16_t)found;
 
-	for (page = 0; page < pages; page++) {
-		uint64_t address = scan->address + page * scan->page_size;
-		int64_t found = map_existing(uffd, address, scan->page_size);
-		int16_t node = (int16_t)found;
-
-		if (found == -EFAULT)
-			continue;
-		if (found > 0 || found == -EEXIST) {
-			int64_t result = query_batch(address, 1, scan->page_size, &node);
-
-			if (result < 0)
-				return result;
-		} else if (found != -EHWPOISON) {
-			return found;
-		}
-		count_page(scan, page, node);
+	if (found == -EFAULT)
+		return 0;
+	if (found > 0 || found == -EEXIST) {
+		result = query_batch(address, 1, scan->page_size, &node);
+		if (result < 0)
+			return result;
+	} else if (found != -EHWPOISON) {
+		return found;
 	}
+	count_page(scan, place, node);
 	return 0;
 }
 
+/* Those listed, by their numbers in the range; without a list, all. */
 int64_t gm_scan_huge(int fd, uint64_t offset, uint64_t length, uint64_t page_size,
-		     int16_t *nodes, struct gm_scan *out)
+		     const uint64_t *listed, uint64_t count, int16_t *nodes, struct gm_scan *out)
 {
-	struct scan scan = {.fd = fd, .offset = offset, .page_size = page_size, .uffd = -1,
-			    .nodes = nodes, .out = out};
-	uint64_t pages = length / page_size, page;
-	int64_t address, uffd, result;
+	struct scan scan = {.fd = fd, .offset = offset, .page_size = page_size, .nodes = nodes,
+			    .out = out};
+	uint64_t pages = listed ? count : length / page_size, i;
+	int64_t address, result;
 
 	memset(out, 0, sizeof(*out));
-	for (page = 0; nodes && page < pages; page++)
-		nodes[page] = GM_ABSENT;
+	for (i = 0; nodes && i < pages; i++)
+		nodes[i] = GM_ABSENT;
 	address = gm_mmap(fd, offset, length, PROT_READ, 1);
 	if (address < 0)
 		return address;
 	scan.address = (uint64_t)address;
-	uffd = open_minor_faults(scan.address, length, UFFD_FEATURE_MINOR_HUGETLBFS);
-	result = uffd;
-	if (uffd >= 0) {
-		result = scan_huge_mapped(&scan, (int)uffd, pages);
-		close((int)uffd);
+	result = open_minor_faults(scan.address, length, UFFD_FEATURE_MINOR_HUGETLBFS);
+	if (result >= 0) {
+		scan.uffd = (int)result;
+		for (i = 0; result >= 0 && i < pages; i++)
+			result = look_at_huge(&scan, listed ? listed[i] : i, i);
+		close(scan.uffd);
 	}
 	gm_munmap(scan.address, length);
-	return result;
+	return result < 0 ? result : 0;
 }

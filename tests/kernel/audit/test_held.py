@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 
@@ -14,6 +15,8 @@ from gmemd.audit.held import sample_region
 from gmemd.audit.scan import AuditStoppedError
 from gmemd.drift.interval import pages_between
 from gmemd.kernel.fallocate import allocate
+from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED as INIT_SHARED
+from gmemd.kernel.kvm import GUEST_MEMFD_MMAP as MMAP
 from gmemd.kernel.memfd import create_memfd
 from gmemd.kernel.pages import cachestat
 from tests.kernel.audit.conftest import MIB, PAGE, Memory
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 SIZE = 256 * MIB
 PAGES = SIZE // PAGE
+HUGE = 2 * MIB
 WANTED = 500
 TRIALS = 50
 
@@ -120,13 +124,69 @@ def test_memfds_are_sampled_too(idle: bool) -> None:  # noqa: FBT001
     assert found.resident_bytes == pytest.approx(SIZE // 2, rel=0.2)
 
 
-def test_what_cannot_be_mapped_is_counted(vm: KvmVm) -> None:
-    fd = vm.create_guest_memfd(SIZE, 0)
-    allocate(fd, 0, 5 * MIB)
-    found = sample(fd)
+@pytest.mark.parametrize(
+    ("flags", "readable", "why"),
+    [(0, True, "without the MMAP flag"), (MMAP | INIT_SHARED, False, "confidential")],
+)
+def test_of_what_cannot_be_read_it_is_estimated_how_much_there_is(
+    vm: KvmVm,
+    flags: int,
+    readable: bool,  # noqa: FBT001
+    why: str,
+) -> None:
+    fd = vm.create_guest_memfd(SIZE, flags)
+    for at in range(0, SIZE, 8 * MIB):
+        allocate(fd, at, 2 * MIB)
+    found = sample(fd, readable=readable)
     os.close(fd)
-    assert found.resident_bytes == found.unknown_bytes == 5 * MIB
-    assert "without the MMAP flag" in found.unknown_reason
+    assert found.sample is not None
+    assert WANTED <= found.sample.unknown <= 1.2 * WANTED
+    assert (found.sample.by_node, found.by_node) == ({}, {})
+    fewest, most = pages_between(found.sample.unknown, found.sample.drawn, PAGES)
+    assert fewest <= PAGES // 4 <= most
+    assert found.unknown_bytes == pytest.approx(SIZE / 4, rel=0.2)
+    assert why in found.unknown_reason
+
+
+def test_of_large_memory_pages_are_drawn_in_clusters(memory: Memory) -> None:
+    """Half of the memory is there, in stretches that a cluster is within, or not at all."""
+    allocate(memory.fd, 0, SIZE // 2)
+    with patch("gmemd.audit.held.cluster_pages", return_value=4):
+        found = sample(memory.fd).sample
+    assert found is not None
+    assert (found.drawn % 4, found.cluster_pages) == (0, 4)
+    (node,) = found.by_node
+    assert set(found.clusters) == {(), ((node, 4),)}
+    assert 4 * found.clusters[(node, 4),] == found.by_node[node]
+    assert 4 * found.clusters.total() == found.drawn
+
+
+def test_of_huge_pages_none_is_made(huge_pool: None) -> None:  # noqa: ARG001
+    fd = create_memfd("huge", 64 * HUGE, page_size=HUGE)
+    for page in range(0, 64, 8):
+        allocate(fd, page * HUGE, HUGE)
+    found = [
+        sample_region(
+            fd,
+            guest_node=0,
+            index=0,
+            size_bytes=64 * HUGE,
+            page_size=HUGE,
+            sample_pages=4,
+            rng=Random(seed),
+            idle=False,
+        )
+        for seed in range(20)
+    ]
+    assert os.fstat(fd).st_blocks * 512 == 8 * HUGE
+    os.close(fd)
+    for seen in found:
+        assert seen.sample is not None
+        assert 4 <= sum(seen.sample.by_node.values()) <= 8
+        assert sum(seen.by_node.values()) == seen.resident_bytes
+        assert (seen.sample.population, seen.unknown_bytes, seen.errors) == (64, 0, {})
+    about = sum(seen.resident_bytes for seen in found) / len(found)
+    assert about == pytest.approx(8 * HUGE, rel=0.4)
 
 
 def test_it_stops(memory: Memory) -> None:

@@ -10,7 +10,16 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmemd.audit.sampling import allocate, draw_pages
+from gmemd.audit.sampling import (
+    LEAST_CLUSTERS,
+    allocate,
+    cluster_pages,
+    count_clusters,
+    draw_pages,
+    pages_for,
+    pages_of,
+)
+from gmemd.drift.interval import wilson
 
 SEED = 20261121
 
@@ -115,3 +124,46 @@ def test_shares_are_never_more_than_there_is_nor_less_than_the_least(
 def test_no_region_is_judged_by_a_handful_of_pages() -> None:
     assert allocate([10**9], 1) == [256]
     assert min(allocate([10**9, 10**6, 300], 1000)) >= 256
+
+
+@given(population=st.integers(1, 5000), together=st.sampled_from([1, 2, 4]))
+def test_each_page_is_in_one_cluster(population: int, together: int) -> None:
+    n_clusters = count_clusters(population, together)
+    pages = pages_of(range(n_clusters), population, together)
+    assert sorted(pages) == list(range(population))
+    sizes = [len(pages_of([n], population, together)) for n in range(n_clusters)]
+    assert set(sizes[:-1]) <= {together}
+    assert 1 <= sizes[-1] <= together
+
+
+@given(st.sets(st.integers(0, 1249), min_size=1), st.sampled_from([2, 4]))
+def test_pages_of_clusters_ascend_from_block_to_block(drawn: set[int], together: int) -> None:
+    clusters = sorted(cluster % count_clusters(4999, together) for cluster in drawn)
+    pages = pages_of(dict.fromkeys(clusters), 4999, together)
+    blocks = [page // 512 for page in pages]
+    assert blocks == sorted(blocks)
+    assert (pages[0], pages[-1]) == (min(pages), max(pages))
+
+
+def test_clusters_are_for_large_samples_of_large_regions() -> None:
+    gib = 1 << 18
+    assert [cluster_pages(n * gib, 4096) for n in (1, 4, 5, 16, 4096)] == [1, 1, 4, 4, 4]
+    assert cluster_pages(16 * gib, 1024) == 1
+    assert cluster_pages(64 * gib, 3000) == 2
+    assert cluster_pages(64 * gib, 10**6) == 1
+    for n_pages in (1, 1000, 2048, 5000, 40_000):
+        together = cluster_pages(1 << 30, n_pages)
+        assert together == 1 or n_pages // together >= LEAST_CLUSTERS
+
+
+@given(st.floats(0.001, 0.1), st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999]))
+def test_so_many_pages_tell_any_share_to_within_the_margin(
+    margin: float, confidence: float
+) -> None:
+    n_pages = pages_for(margin, confidence)
+    for hits in (0, 1, n_pages // 10, n_pages // 2, n_pages):
+        interval = wilson(hits, n_pages, confidence)
+        assert interval.upper - interval.lower <= 2 * margin + 1e-9
+    if n_pages > 2:
+        fewer = wilson((n_pages - 2) / 2, n_pages - 2, confidence)
+        assert fewer.upper - fewer.lower > 2 * margin

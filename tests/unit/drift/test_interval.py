@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 
 from gmemd.audit.sampling import draw_pages
 from gmemd.drift.interval import (
-    Z_95,
-    Z_9999,
     Interval,
     Part,
     combined_share,
     pages_between,
+    quantile,
     wilson,
 )
 
@@ -35,8 +34,9 @@ counts = st.integers(1, 20_000).flatmap(
 
 
 def test_the_quantiles_are_the_normal_distributions() -> None:
-    assert pytest.approx(NormalDist().inv_cdf(0.975), abs=1e-12) == Z_95
-    assert pytest.approx(NormalDist().inv_cdf(0.99995), abs=1e-12) == Z_9999
+    for confidence in (0.5, 0.9, 0.95, 0.99, 0.9999):
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        assert quantile(confidence) == pytest.approx(z, abs=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,13 @@ def test_published_intervals(hits: int, drawn: int, lower: float, upper: float) 
     assert (found.lower, found.upper) == pytest.approx((lower, upper), abs=0.0001)
 
 
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 @pytest.mark.parametrize("hits", [1, 2, 3])
-def test_the_bound_of_rare_hits_is_where_they_become_rare(hits: int) -> None:
-    rate = wilson(hits, 10_000).lower * 10_000
+def test_the_bound_of_rare_hits_is_where_they_become_rare(hits: int, confidence: float) -> None:
+    rate = wilson(hits, 10_000, confidence).lower * 10_000
     fewer = sum(rate**n / math.factorial(n) for n in range(hits)) * math.exp(-rate)
-    assert fewer == pytest.approx(0.95, abs=1e-9)
-    assert wilson(10_000 - hits, 10_000).upper == pytest.approx(1 - rate / 10_000)
+    assert fewer == pytest.approx(confidence, abs=1e-9)
+    assert wilson(10_000 - hits, 10_000, confidence).upper == pytest.approx(1 - rate / 10_000)
 
 
 @given(counts)
@@ -70,7 +71,7 @@ def test_an_interval_holds_what_was_found(found: tuple[int, int]) -> None:
     assert interval.lower < interval.upper
     mirrored = wilson(drawn - hits, drawn)
     assert mirrored.lower == pytest.approx(1 - interval.upper)
-    wider = wilson(hits, drawn, Z_9999)
+    wider = wilson(hits, drawn, 0.9999)
     assert wider.lower <= interval.lower
     assert wider.upper >= interval.upper
 
