@@ -9,4 +9,6 @@ setup_test
 setup_lab
 cd "$repository"
 export PATH=$venv/bin:$PATH
+# Hundreds of processes import the same modules: one compiles them.
+unset PYTHONDONTWRITEBYTECODE
 exec "$python" -m pytest tests/unit tests/kernel tests/bench tests/numa tests/service "$@"

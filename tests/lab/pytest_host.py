@@ -2,8 +2,9 @@
 
 A test belongs to the lab by its folder (`LAB_FOLDERS`), by ``@pytest.mark.lab(variant=…)``, or
 because this host lacks what ``@pytest.mark.needs("kvm", …)`` names. Each variant is booted once,
-and pytest inside streams its reports through the share. One machine runs beside the host's own
-tests, which leave a CPU for it, and two when these are done; what they report waits until then.
+and pytest inside streams its reports through the share; the variant with the most to do has two
+machines. One runs beside the host's own tests, which leave a CPU for it, and two when these are
+done; what they report waits until then.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import queue
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LAB_FOLDERS = {"tests/numa": "default", "tests/service": "systemd"}
+# What takes longest begins first, so that two machines end about together.
+ORDER = ("systemd", "default", "movable", "old-kernel")
+MACHINES = {"default": 2}
 # What takes seconds on a machine takes minutes in an emulated one.
 TEST_SECONDS = 900
 SILENCE_SECONDS = TEST_SECONDS + 120
@@ -56,15 +60,17 @@ class LabRouting:
         everything = list(session.items)
         in_lab = {item: variant_of(item) for item in everything}
         labs = [
-            LabSession(session, variant, items)
-            for variant in VARIANTS
-            if (items := [item for item in everything if in_lab[item] == variant])
+            LabSession(session, variant, items, part)
+            for variant in sorted(VARIANTS, key=ORDER.index)
+            for part, items in parts_of(
+                [item for item in everything if in_lab[item] == variant], MACHINES.get(variant, 1)
+            )
         ]
         session.items[:] = [item for item in everything if in_lab[item] is None]
         try:
-            with _started(session.config, labs) as one_more:
+            with _started(session.config, labs) as machines:
                 result = yield
-                one_more.release()
+                machines.one_more()
                 for lab in labs:
                     lab.report()
         finally:
@@ -95,10 +101,54 @@ def host_features() -> frozenset[str]:
     return frozenset(name for name, feature in probe_features().items() if feature.supported)
 
 
+def parts_of(
+    items: Sequence[pytest.Item], n_machines: int
+) -> Iterator[tuple[str, Sequence[pytest.Item]]]:
+    """The items by machine, each with its name: files whole, and neighbours on different ones."""
+    files = list(dict.fromkeys(item.nodeid.partition("::")[0] for item in items))
+    n_machines = min(n_machines, len(files))
+    for number in range(n_machines):
+        chosen = set(files[number::n_machines])
+        name = f"{number + 1} of {n_machines}" if n_machines > 1 else ""
+        yield name, [item for item in items if item.nodeid.partition("::")[0] in chosen]
+
+
+class Machines:
+    """Runs the labs in their order, one at a time until one more may run beside it."""
+
+    def __init__(self, labs: Sequence[LabSession]) -> None:
+        self._labs = labs
+        self._waiting: queue.SimpleQueue[LabSession] = queue.SimpleQueue()
+        for lab in labs:
+            self._waiting.put(lab)
+        self._threads: list[threading.Thread] = []
+
+    def one_more(self) -> None:
+        """Have one more run at a time."""
+        name = f"lab-{len(self._threads) + 1}"
+        self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+        self._threads[-1].start()
+
+    def stop(self) -> None:
+        """End those that run; the others don't begin."""
+        with suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
+        for lab in self._labs:
+            lab.stop()
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)  # it may also wait for others' machines, and dies with us
+
+    def _work(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait().run()
+
+
 @contextmanager
-def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[threading.Semaphore]:
+def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[Machines]:
     """Have the machines run, one at a time; at the end none runs any more."""
-    slots = threading.Semaphore(1)
+    machines = Machines(labs)
     try:
         with _uncaptured(config):
             if labs:
@@ -106,26 +156,28 @@ def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[thre
     except LabError as error:
         for lab in labs:
             lab.fail(error.explain())
-        yield slots
+        yield Machines([])
         return
-    for lab in labs:
-        lab.start(slots)
+    machines.one_more()
     try:
-        yield slots
+        yield machines
     finally:
-        for lab in labs:
-            lab.stop()
+        machines.stop()
 
 
 class LabSession:
     """One machine's tests: their reports as they come, and an error for each that didn't.
 
-    The machine runs in a thread, which never touches pytest; ``report`` is for pytest's own.
+    ``run`` is for a thread, which never touches pytest; ``report`` is for pytest's own. ``part``
+    says which of the variant's machines it is, if there are several.
     """
 
-    def __init__(self, session: pytest.Session, variant: str, items: Sequence[pytest.Item]) -> None:
+    def __init__(
+        self, session: pytest.Session, variant: str, items: Sequence[pytest.Item], part: str = ""
+    ) -> None:
         self._session = session
         self._variant = variant
+        self._part = part
         self._items = {item.nodeid: item for item in items}
         self._unfinished = dict(self._items)
         self._running: str | None = None
@@ -134,14 +186,6 @@ class LabSession:
         self._problem = ""
         self._log = b""
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self, slots: threading.Semaphore) -> None:
-        """Boots as soon as there is a slot."""
-        self._thread = threading.Thread(
-            target=self._work, args=(slots,), name=f"lab-{self._variant}", daemon=True
-        )
-        self._thread.start()
 
     def fail(self, problem: str) -> None:
         """Lets no machine run: that is why each of its tests fails."""
@@ -151,32 +195,11 @@ class LabSession:
     def stop(self) -> None:
         """Ends the machine, if it still runs."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(
-                STOP_SECONDS
-            )  # it may also wait for others' machines, and dies with us
 
-    def report(self) -> None:
-        """Reports every test, live from now on. Raises as pytest's own loop does on -x."""
-        headline = f"lab, variant {self._variant}: {len(self._items)} tests"
-        with _terminal(self._session.config, headline):
-            while (line := self._lines.get()) is not None:
-                self._take(json.loads(line))
-                self._stop_if_asked()
-            (cache_directory() / f"pytest-{self._variant}.log").write_bytes(self._log)
-            self._report_lost(self._problem, self._log.decode(errors="replace"))
-        self._stop_if_asked()
-
-    def _work(self, slots: threading.Semaphore) -> None:
-        """In the thread: run the machine, and pass on what comes from it."""
+    def run(self) -> None:
+        """Runs the machine to its end, and passes on what comes from it."""
         try:
-            while not slots.acquire(timeout=POLL_SECONDS):
-                if self._stopping.is_set():
-                    return
-            try:
-                code = self._run_logged()
-            finally:
-                slots.release()
+            code = self._run_logged()
             self._problem = f"the lab's pytest ended with exit code {code} before this test"
         except LabError as error:
             self._problem = error.explain()
@@ -184,6 +207,19 @@ class LabSession:
             self._problem = f"{type(error).__name__}: {error}"
         finally:
             self._lines.put(None)
+
+    def report(self) -> None:
+        """Reports every test, live from now on. Raises as pytest's own loop does on -x."""
+        part = f" ({self._part})" if self._part else ""
+        headline = f"lab, variant {self._variant}{part}: {len(self._items)} tests"
+        with _terminal(self._session.config, headline):
+            while (line := self._lines.get()) is not None:
+                self._take(json.loads(line))
+                self._stop_if_asked()
+            name = "-".join(["pytest", self._variant, *self._part.split()[:1]])
+            (cache_directory() / f"{name}.log").write_bytes(self._log)
+            self._report_lost(self._problem, self._log.decode(errors="replace"))
+        self._stop_if_asked()
 
     def _run_logged(self) -> int:
         with tempfile.TemporaryFile() as log:

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.lab.errors import LabError
 from tests.lab.pytest_guest import REPORTS_FILE, TESTS_VARIABLE
-from tests.lab.pytest_host import ReportStream
+from tests.lab.pytest_host import ReportStream, parts_of
 from tests.lab.running import REPOSITORY
 
 MODULE = """
@@ -190,6 +192,15 @@ def test_an_unknown_variant_is_a_usage_error(run_host, tmp_path: Path) -> None: 
     result = run_host("test_near.py")
     assert "the lab has no variant 'none'" in result.text
     assert result.exit_code != 0
+
+
+def test_two_machines_share_a_variants_files() -> None:
+    names = ["a::1", "a::2", "b::1", "c::1", "c::2", "c::3"]
+    items: list[Any] = [SimpleNamespace(nodeid=name) for name in names]
+    parts = {name: [item.nodeid for item in part] for name, part in parts_of(items, 2)}
+    assert parts == {"1 of 2": ["a::1", "a::2", "c::1", "c::2", "c::3"], "2 of 2": ["b::1"]}
+    assert list(parts_of(items[:2], 2)) == [("", items[:2])]
+    assert list(parts_of([], 2)) == []
 
 
 def test_lines_are_given_when_they_are_whole(tmp_path: Path) -> None:
