@@ -6,80 +6,92 @@ import random
 import statistics
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gmemd.audit.observed import Effort
 from gmemd.daemon.observing import Finder
 from gmemd.host.reading import read_host
-from tests.bench.target import Latency, running
+from tests.bench.rows import Step, compared, repeats_for
+from tests.bench.target import build, running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from tests.bench.target import Target
+    from tests.bench.rows import Row
+    from tests.bench.target import Latency, Target
 
+SECTION = "looking at a running VM's anonymous memory"
+MEANWHILE = "  the VM's mmap + munmap, p99.9"
 SAMPLE_PAGES = 4096
-REPEATS = 5
-HEADING = "mmap+munmap in us:"
+SAMPLE = f"gmemd audit, {SAMPLE_PAGES} pages"
+FULL = "gmemd audit --full"
+OTHER = "numastat -p"
+TURN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Row:
-    """One way to look, at one process: seconds each time, and the process' latency meanwhile."""
+class Turn:
+    """One way to look, one turn: the median seconds, and the VM's own latency meanwhile."""
 
-    way: str
-    mebibytes: int
     seconds: float
     latency: Latency
 
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
+
+def steps(folder: Path, sizes: Sequence[int]) -> list[Step]:
+    """What is measured, in order."""
+    program = build(folder)
+    return [Step(SECTION, f"{size} MiB", partial(measure, program, size)) for size in sizes]
 
 
-def compare(program: Path, mebibytes: int, *, phase_seconds: float = 3.0) -> list[Row]:
-    """Medians of interleaved repeats, on a process with so much touched memory."""
-    with running(program, mebibytes) as target:
-        ways = {
-            "nothing": lambda: time.sleep(0.05),
-            "gmemd, sample": _look(target, SAMPLE_PAGES),
-            "gmemd, every page": _look(target, None),
-            "numastat -p": lambda: _numastat(target),
-        }
-        return _interleaved(target, ways, mebibytes, phase_seconds)
+def measure(program: Path, mebibytes: int, *, repeats: int = 0) -> list[Row]:
+    """What a look takes, and what it does to the VM, beside numastat."""
+    turns = compare(program, mebibytes, repeats or repeats_for(mebibytes))
 
+    def row(way: str, what: str, figure: Callable[[Turn], float]) -> Row:
+        pairs = [
+            (figure(mine), figure(other))
+            for mine, other in zip(turns[way], turns[OTHER], strict=True)
+        ]
+        return compared(pairs, section=SECTION, what=what, mebibytes=mebibytes, beside=OTHER)
 
-def _interleaved(
-    target: Target, ways: dict[str, Callable[[], None]], mebibytes: int, phase_seconds: float
-) -> list[Row]:
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    latencies: dict[str, list[Latency]] = {way: [] for way in ways}
-    for _ in range(REPEATS):
-        for way, look in ways.items():
-            target.latency()
-            end = time.monotonic() + phase_seconds / REPEATS
-            while True:
-                begun = time.perf_counter()
-                look()
-                seconds[way].append(time.perf_counter() - begun)
-                if time.monotonic() > end:
-                    break
-            latencies[way].append(target.latency())
     return [
-        Row(way, mebibytes, statistics.median(seconds[way]), _median(latencies[way]))
-        for way in ways
+        each
+        for way in (SAMPLE, FULL)
+        for each in (
+            row(way, way, lambda turn: turn.seconds),
+            row(way, f"{way}{MEANWHILE}", lambda turn: turn.latency.p999_ns / 1e9),
+        )
     ]
 
 
-def _median(latencies: list[Latency]) -> Latency:
-    return Latency(
-        sum(each.count for each in latencies),
-        *(
-            int(statistics.median(getattr(each, name) for each in latencies))
-            for name in ("median_ns", "p99_ns", "p999_ns", "worst_ns")
-        ),
-    )
+def compare(program: Path, mebibytes: int, repeats: int) -> dict[str, list[Turn]]:
+    """Turn by turn, on a process with so much touched memory."""
+    with running(program, mebibytes) as target:
+        ways = {
+            SAMPLE: _look(target, SAMPLE_PAGES),
+            FULL: _look(target, None),
+            OTHER: lambda: _numastat(target),
+        }
+        turns: dict[str, list[Turn]] = {way: [] for way in ways}
+        for _ in range(repeats):
+            for way, look in ways.items():
+                turns[way].append(_turn(target, look))
+    return turns
+
+
+def _turn(target: Target, look: Callable[[], None]) -> Turn:
+    """Look again and again for a while, once at least."""
+    taken: list[float] = []
+    target.latency()
+    end = time.monotonic() + TURN_SECONDS
+    while not taken or time.monotonic() < end:
+        begun = time.perf_counter()
+        look()
+        taken.append(time.perf_counter() - begun)
+    return Turn(statistics.median(taken), target.latency())
 
 
 def _look(target: Target, sample_pages: int | None) -> Callable[[], None]:
@@ -100,17 +112,3 @@ def _look(target: Target, sample_pages: int | None) -> Callable[[], None]:
 
 def _numastat(target: Target) -> None:
     subprocess.run(["numastat", "-p", str(target.pid)], check=True, stdout=subprocess.DEVNULL)
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as text."""
-    lines = [
-        f"{'way to look':18} {'MiB':>6} {'ms':>9}   {HEADING:20}"
-        + "".join(f"{word:>9}" for word in ("median", "p99", "p99.9", "worst"))
-    ]
-    for row in rows:
-        of = row.latency
-        figures = [of.median_ns, of.p99_ns, of.p999_ns, of.worst_ns]
-        cells = "".join(f"{ns / 1000:>9.1f}" for ns in figures)
-        lines.append(f"{row.way:18} {row.mebibytes:>6} {row.seconds * 1000:>9.2f}   {'':20}{cells}")
-    return "\n".join(lines)

@@ -1,7 +1,8 @@
 """What allocating memory costs gmemd, beside fallocate() alone in C and beside QEMU.
 
 Times are from the call to its return: of gmemd with the helper's start, the guards' looks and the
-check afterwards, of the C program with its start. Ratios are medians of repeats taken in turn.
+check afterwards, of the C program with its start, of a running QEMU without. Ratios are medians of
+repeats taken in turn.
 
 QEMU's preallocation writes to each page, which zeroes it; fallocate() leaves that to whoever
 touches the page first. So QEMU's time says how long its VM waits, not how slow it does the same.
@@ -11,14 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import statistics
+import shutil
 import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,38 +30,24 @@ from gmemd.kernel.mempolicy import MemPolicy
 from gmemd.memory.creator import create_guest_memfds
 from gmemd.memory.guard import Guard
 from gmemd.memory.prefault import PrefaultJob, PrefaultOutcome, prefault
+from tests.bench.rows import Step, compared, repeats_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from tests.bench.rows import Row
+
 SOURCE = Path(__file__).with_name("provision.c")
 QEMU = "qemu-system-x86_64"
-REPEATS = 5
+SECTION = "allocating memory"
+FLOOR = "C: fallocate on as many threads"
+OURS = "gmemd"
+LEAST_OF_FLOOR = 0.95
+"""Of its throughput, from `LARGE_MIB` on: below it the helper's start shows."""
+LARGE_MIB = 4096
 AT_ONCE = 4
 _CHUNK_BYTES = 64 << 20
 _RESERVE_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to allocate so much: medians, and throughput as a multiple of the floor's.
-
-    ``at_once`` is how many files of that size were allocated at the same time. CPU seconds are
-    those of all processes together; ``cpu_ratio`` is how many times the floor's.
-    """
-
-    way: str
-    backend: str
-    mebibytes: int
-    threads: int
-    at_once: int
-    seconds: float
-    cpu_seconds: float
-    throughput_ratio: float
-    cpu_ratio: float
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -76,6 +63,12 @@ class Case:
     def size_bytes(self) -> int:
         return self.mebibytes << 20
 
+    @property
+    def what(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        files = f"{self.at_once} at once, each by " if self.at_once > 1 else ""
+        return f"{self.backend}, {files}{threads}"
+
 
 def build(folder: Path) -> Path:
     """Compiles the floor."""
@@ -84,49 +77,79 @@ def build(folder: Path) -> Path:
     return program
 
 
-def cases(mebibytes: int) -> list[Case]:
-    """What is compared at that size: one thread and one per CPU, one file and several."""
-    most = min(4, len(os.sched_getaffinity(0)))
+def steps(folder: Path, sizes: Sequence[int]) -> list[Step]:
+    """What is measured, in order."""
+    program = build(folder)
+    qemu = shutil.which(QEMU) is not None
     return [
-        *(Case("guest_memfd", mebibytes, threads) for threads in sorted({1, most})),
-        Case("guest_memfd", mebibytes // AT_ONCE, most, at_once=AT_ONCE),
-        Case("memfd", mebibytes, 1),
+        Step(
+            SECTION,
+            f"{case.mebibytes * case.at_once} MiB: {case.what}",
+            partial(_rows, program, case, qemu=qemu),
+        )
+        for size in sizes
+        for case in cases(size)
     ]
 
 
-def compare(program: Path, case: Case, *, qemu: bool, repeats: int) -> list[Row]:
-    """The floor, gmemd and, for one memfd, QEMU."""
-    ways: dict[str, Callable[[Sequence[int]], None]] = {
-        "C floor": lambda fds: _floor(program, fds, case),
-        "gmemd": lambda fds: _gmemd(fds, case),
+def cases(mebibytes: int) -> list[Case]:
+    """What is compared at that size: one thread and one per CPU, one file and several.
+
+    All of a large size would take minutes, and say little more.
+    """
+    most = min(4, len(os.sched_getaffinity(0)))
+    alone = [Case("guest_memfd", mebibytes, threads) for threads in sorted({1, most})]
+    if mebibytes > LARGE_MIB:
+        return alone
+    several = Case("guest_memfd", max(1, mebibytes // AT_ONCE), most, at_once=AT_ONCE)
+    return [*alone, several, Case("memfd", mebibytes, 1)]
+
+
+def _rows(program: Path, case: Case, *, qemu: bool) -> list[Row]:
+    size = case.mebibytes * case.at_once
+    times = measure(program, case, qemu=qemu, repeats=repeats_for(size))
+    ours = times.pop(OURS)
+    return [
+        compared(
+            list(zip(ours, others, strict=True)),
+            section=SECTION,
+            what=case.what,
+            mebibytes=size,
+            beside=way,
+            target=_target(way, size),
+        )
+        for way, others in times.items()
+    ]
+
+
+def _target(way: str, mebibytes: int) -> str:
+    """The most that gmemd's time may be of the other's."""
+    if way != FLOOR:
+        return "<= 1.00"
+    return f"<= {1 / LEAST_OF_FLOOR:.2f}" if mebibytes >= LARGE_MIB else ""
+
+
+def measure(program: Path, case: Case, *, qemu: bool, repeats: int) -> dict[str, list[float]]:
+    """Seconds of gmemd, of the floor and, for one memfd, of QEMU, in turn."""
+    ways: dict[str, Callable[[], float]] = {
+        FLOOR: lambda: _on_files(case, lambda fds: _floor(program, fds, case)),
+        OURS: lambda: _on_files(case, lambda fds: _gmemd(fds, case)),
     }
-    times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for repeat in range(repeats):
-        for way in list(ways) if repeat % 2 else reversed(ways):
-            with _files(case) as fds:
-                times[way].append(_timed(ways[way], fds))
     if qemu and case.backend == "memfd":
         threads = len(os.sched_getaffinity(0))
-        way = f"QEMU, {threads} threads"
-        times[way] = [_qemu(case.size_bytes, threads) for _ in range(repeats)]
-    return [_row(way, case, times[way], times["C floor"]) for way in times]
+        ways[f"{QEMU}, prealloc-threads={threads}"] = lambda: _qemu(case.size_bytes, threads)
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for repeat in range(repeats):
+        for way in list(ways) if repeat % 2 else reversed(ways):
+            times[way].append(ways[way]())
+    return times
 
 
-def _row(
-    way: str, case: Case, taken: list[tuple[float, float]], floor: list[tuple[float, float]]
-) -> Row:
-    pairs = list(zip(taken, floor, strict=True))
-    return Row(
-        way,
-        case.backend,
-        case.mebibytes,
-        case.threads,
-        case.at_once,
-        statistics.median(wall for wall, _ in taken),
-        statistics.median(cpu for _, cpu in taken),
-        statistics.median(theirs[0] / mine[0] for mine, theirs in pairs),
-        statistics.median(mine[1] / theirs[1] for mine, theirs in pairs),
-    )
+def _on_files(case: Case, way: Callable[[Sequence[int]], None]) -> float:
+    with _files(case) as fds:
+        begun = time.perf_counter()
+        way(fds)
+        return time.perf_counter() - begun
 
 
 @contextmanager
@@ -141,18 +164,6 @@ def _files(case: Case) -> Iterator[list[int]]:
         for fd in fds:
             opened.callback(os.close, fd)
         yield fds
-
-
-def _timed(way: Callable[[Sequence[int]], None], fds: Sequence[int]) -> tuple[float, float]:
-    """Seconds, and CPU seconds of this process and of those that it started."""
-    cpu, begun = _cpu_seconds(), time.perf_counter()
-    way(fds)
-    return time.perf_counter() - begun, _cpu_seconds() - cpu
-
-
-def _cpu_seconds() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _floor(program: Path, fds: Sequence[int], case: Case) -> None:
@@ -195,7 +206,7 @@ def _gmemd(fds: Sequence[int], case: Case) -> None:
         list(pool.map(allocate, fds))
 
 
-def _qemu(size_bytes: int, threads: int) -> tuple[float, float]:
+def _qemu(size_bytes: int, threads: int) -> float:
     """A running QEMU is asked for a memory backend, and timed until it has it."""
     command = [QEMU, "-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"]
     with subprocess.Popen(
@@ -214,33 +225,9 @@ def _qemu(size_bytes: int, threads: int) -> tuple[float, float]:
 
         process.stdout.readline()
         ask("qmp_capabilities")
-        cpu, begun = _cpu_of(process.pid), time.perf_counter()
+        begun = time.perf_counter()
         backend = {"qom-type": "memory-backend-memfd", "id": "memory", "size": size_bytes}
         ask("object-add", **backend, prealloc=True, **{"prealloc-threads": threads})
-        taken = time.perf_counter() - begun, _cpu_of(process.pid) - cpu
+        taken = time.perf_counter() - begun
         process.kill()
     return taken
-
-
-def _cpu_of(pid: int) -> float:
-    """User and system time of a process, in seconds; proc(5), fields 14 and 15 of stat."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
-    heading = f"{'way to allocate':18} {'backend':12} {'MiB':>6} {'files':>5} {'threads':>7} "
-    heading += (
-        f"{'ms':>9} {'GiB/s':>6} {'CPU ms':>8} {'throughput':>10} {'CPU':>5}   of the floor's"
-    )
-    lines = [heading]
-    for row in rows:
-        gibibytes = row.mebibytes * row.at_once / 1024
-        threads = "" if row.way.startswith("QEMU") else row.threads
-        lines.append(
-            f"{row.way:18} {row.backend:12} {row.mebibytes:>6} {row.at_once:>5} {threads:>7} "
-            f"{row.seconds * 1e3:>9.1f} {gibibytes / row.seconds:>6.2f} "
-            f"{row.cpu_seconds * 1e3:>8.1f} {row.throughput_ratio:>10.2f} {row.cpu_ratio:>5.2f}"
-        )
-    return "\n".join(lines)
