@@ -62,12 +62,19 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.configure()
 
-    def configure(self, more: str = "", interval: str = "60s", *, discovery: bool = False) -> None:
+    def configure(
+        self,
+        more: str = "",
+        interval: str = "60s",
+        *,
+        audit: str = "",
+        discovery: bool = False,
+    ) -> None:
         self.config.write_text(
             f"vms_directories: [{self.vms}]\nsocket: {self.socket}\n"
             f"state_directory: {self.directory}/state\n"
             f'metrics: {{listen: ["127.0.0.1:{self.port}"]}}\n'
-            f"audit: {{interval: {interval}}}\ndiscovery: {str(discovery).lower()}\n"
+            f"audit: {{interval: {interval}, {audit}}}\ndiscovery: {str(discovery).lower()}\n"
             f"admission: {{reserve: 0.1%, reserve_minimum: 16MiB}}\n{more}"
         )
 
