@@ -135,6 +135,6 @@ def next_chunk(remaining: int, headroom: int, page_size: int, *, n_threads: int 
     part = headroom // (_HEADROOM_PARTS * n_threads)
     chunk = min(max(part, _SMALLEST_CHUNK, page_size), _LARGEST_CHUNK)
     if n_threads > 1:
-        chunk = min(chunk, max(remaining // (2 * n_threads), _SMALLEST_CHUNK))
+        chunk = min(chunk, max(remaining // n_threads, _SMALLEST_CHUNK))
     chunk = min(max(chunk, page_size), remaining, headroom)
     return chunk - chunk % page_size

@@ -2,13 +2,12 @@
 
 It is what the kernel's OOM killer takes first, runs beside the memory it makes, and decides by its
 own task policy where that goes when the memory has none. It imports nothing but what it calls the
-kernel with, so that it is at work in 15 ms; the modules that its requests come from take 65.
+kernel with, so that it is at work in 12 ms; the modules that its requests come from take 65. Of
+these ms ``os`` would take two, for the few functions of ``posix`` that are wanted of it.
 """
 
-from __future__ import annotations
-
 import _thread
-import os
+import posix
 
 from gmemd.kernel._kernel import ffi, lib
 
@@ -29,17 +28,17 @@ def main(channel_fd: int, parent_pid: int) -> None:
     offset and length, in bytes. Each chunk is answered with the same and the errno, 0 if none.
     """
     lib.gm_prctl(lib.GM_PR_SET_PDEATHSIG, _SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
-    lines = os.read(channel_fd, _MOST_MESSAGE_BYTES).decode().splitlines()
+    if posix.getppid() != parent_pid:
+        raise SystemExit(1)
+    lines = posix.read(channel_fd, _MOST_MESSAGE_BYTES).decode().splitlines()
     settings = dict(line.split(" ", 1) for line in lines)
     try:
         _settle(channel_fd, settings)
     except _FailedError as failed:
         step, number = failed.args
-        os.write(channel_fd, f"failed {step} {number}".encode())
+        posix.write(channel_fd, f"failed {step} {number}".encode())
         # Its end would be taken for what went wrong, so that is for the other side to bring about.
-        while os.read(channel_fd, _MOST_MESSAGE_BYTES):
+        while posix.read(channel_fd, _MOST_MESSAGE_BYTES):
             pass
         return
     fd = int(settings["fd"])
@@ -50,9 +49,9 @@ def main(channel_fd: int, parent_pid: int) -> None:
 
 def _work(channel_fd: int, fd: int) -> None:
     """Allocate chunk by chunk; the threads take turns at the channel."""
-    while chunk := os.read(channel_fd, _MOST_MESSAGE_BYTES):
+    while chunk := posix.read(channel_fd, _MOST_MESSAGE_BYTES):
         offset, length = map(int, chunk.split())
-        os.write(channel_fd, b"done %d %d %d" % (offset, length, _allocate(fd, offset, length)))
+        posix.write(channel_fd, b"done %d %d %d" % (offset, length, _allocate(fd, offset, length)))
 
 
 def _allocate(fd: int, offset: int, length: int) -> int:
@@ -71,11 +70,11 @@ def _settle(channel_fd: int, settings: dict[str, str]) -> None:
     elif "cgroup" in settings:
         _write("cgroup", f"{settings['cgroup']}/cgroup.procs", "0")
     try:
-        os.sched_setaffinity(0, _numbers(settings["cpus"]))
+        posix.sched_setaffinity(0, _numbers(settings["cpus"]))
     except OSError:
-        os.write(channel_fd, b"unpinned")
+        posix.write(channel_fd, b"unpinned")
         try:
-            os.sched_setaffinity(0, _numbers(settings["any_cpus"]))
+            posix.sched_setaffinity(0, _numbers(settings["any_cpus"]))
         except OSError as error:
             raise _FailedError("pin", error.errno) from error
     mode, *words = _numbers(settings["policy"])
@@ -87,11 +86,11 @@ def _settle(channel_fd: int, settings: dict[str, str]) -> None:
 
 def _write(step: str, path: str, text: str) -> None:
     try:
-        fd = os.open(path, os.O_WRONLY)
+        fd = posix.open(path, posix.O_WRONLY)
         try:
-            os.write(fd, text.encode())
+            posix.write(fd, text.encode())
         finally:
-            os.close(fd)
+            posix.close(fd)
     except OSError as error:
         raise _FailedError(step, error.errno) from error
 
@@ -99,7 +98,7 @@ def _write(step: str, path: str, text: str) -> None:
 def _join(procs_fd: int) -> None:
     """Join a cgroup by the rights of who opened its cgroup.procs."""
     try:
-        os.write(procs_fd, b"0")
+        posix.write(procs_fd, b"0")
     except OSError as error:
         raise _FailedError("cgroup", error.errno) from error
 
