@@ -17,7 +17,6 @@ from gmemd.audit.rolling import RollingRegion
 from gmemd.audit.sampling import allocate
 from gmemd.audit.scan import AuditStoppedError
 from gmemd.audit.vm import may_hold_policy
-from gmemd.kernel.memfd import PAGE_SIZE
 from gmemd.spec.model import Backend
 
 if TYPE_CHECKING:
@@ -126,14 +125,13 @@ def _watched(
     now: float,
 ) -> RegionAudit:
     plan, key = region.plan, key_of(region)
-    if at_once or plan.page_size != PAGE_SIZE or not watch.readable:
+    if at_once:
         rolling.scan_now(key, watch.stop)
     if watch.stop is not None and watch.stop.is_set():
         raise AuditStoppedError(f"audit stopped at guest node {plan.guest_node}")
     verified = rolling.verified(key)
     if verified is not None:
-        only = plan.page_size != PAGE_SIZE or not watch.readable
-        lasts = only or (watch.idle and plan.backend is Backend.GUEST_MEMFD)
+        lasts = watch.idle and plan.backend is Backend.GUEST_MEMFD
         if lasts or verified.oldest_timestamp >= now - watch.fresh_seconds:
             return replace(
                 verified.audit, verified_timestamp=verified.oldest_timestamp, rolled=True
@@ -143,9 +141,11 @@ def _watched(
         guest_node=plan.guest_node,
         index=plan.index,
         size_bytes=plan.size_bytes,
+        page_size=plan.page_size,
         offset=region.offset,
         sample_pages=pages,
         rng=watch.rng,
+        readable=watch.readable,
         policy_kept=may_hold_policy(plan),
         idle=watch.idle,
         stop=watch.stop,

@@ -156,24 +156,31 @@ class Observer:
                 await self._wake.wait()
 
     async def _round(self, wanted: Wanted) -> None:
-        """Find all, then look at each; new ones first, the others spread over half the interval."""
+        """Find all, then look at each: new ones first, the others spread over half the interval.
+
+        Where the budget doesn't suffice for all, those that weren't looked at are the first in the
+        next round.
+        """
+        until = time.monotonic() + wanted.interval_seconds
+        budget = self._workers.scanning
         found = Found()
         if wanted.discovery or wanted.specs:
             with _noting("looking for running VMs"):
                 found, cpu_seconds = await self._workers.observe(_timed, lambda: self._find(wanted))
-            self._workers.scanning.looks.spend(cpu_seconds)
+            budget.whole.spend(cpu_seconds)
         self._take(found, wanted)
         self._changed()
         host = await self._host()
         spread = wanted.interval_seconds / 2 / max(1, len(self._vms))
-        for vm in sorted(self._vms.values(), key=lambda vm: not vm.news):
+        for vm in sorted(self._vms.values(), key=lambda vm: (not vm.news, vm.looked_at)):
+            if not vm.news and time.monotonic() + budget.looks.wait_seconds() > until:
+                return
             rest = NEWCOMERS_PAUSE_SECONDS if vm.news else LONGEST_PAUSE_SECONDS
-            rest = min(rest, spread)
             if not vm.news:
-                rest = max(rest, self._workers.scanning.looks.wait_seconds())
+                await self._pause(budget.looks.wait_seconds())
             if self._vms.get(vm.found.name) is vm:
                 await self._look(vm, host)
-                await self._pause(rest)
+                await self._pause(min(rest, spread))
             if self._wake.is_set():
                 return
 
@@ -233,6 +240,7 @@ class Observer:
                 seen, cpu_seconds = await self._workers.observe(
                     _timed, lambda: self._see(found, host, where=where)
                 )
+            vm.looked_at = time.monotonic()
             if not where:
                 self._workers.scanning.looks.spend(cpu_seconds)
         except AuditStoppedError:

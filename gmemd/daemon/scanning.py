@@ -29,16 +29,17 @@ FAILURE_PAUSE_SECONDS = 10.0
 class Scanning:
     """A rolling scan of all memory that is watched, with its thread.
 
-    ``looks`` is what the other periodic audits may spend.
+    ``whole`` is all that may be spent, ``looks`` the part of it that is for all periodic audits
+    but the scan.
     """
 
     def __init__(self) -> None:
         config = AuditConfig()
-        self._budget = CpuBudget(config.budget_ratio)
-        self.looks = CpuBudget(config.budget_ratio * LOOKS_PART, part_of=self._budget)
+        self.whole = CpuBudget(config.budget_ratio)
+        self.looks = CpuBudget(config.budget_ratio * LOOKS_PART, part_of=self.whole)
         self._kept = _keep(config.page_tables_bytes)
         self.rolling = RollingScan(
-            self._budget,
+            self.whole,
             rest_seconds=config.interval_seconds,
             kept=self._kept,
         )
@@ -52,7 +53,7 @@ class Scanning:
 
     def configure(self, config: AuditConfig) -> None:
         """Take on another budget, from now on."""
-        self._budget.share = config.budget_ratio
+        self.whole.share = config.budget_ratio
         self.looks.share = config.budget_ratio * LOOKS_PART
         self.rolling.rest_seconds = config.interval_seconds
         if self._kept is not None:

@@ -61,13 +61,14 @@ class Watched:
     """A VM that runs: as it was found, and as it was last seen.
 
     ``news``: it wasn't looked at yet, or not since it has another spec. ``failure`` says why it
-    could not be looked at, where it couldn't.
+    could not be looked at, where it couldn't. ``looked_at`` is on the monotonic clock.
     """
 
     found: FoundVm
     seen: VmStatus | None = None
     news: bool = True
     failure: str = ""
+    looked_at: float = 0.0
 
     @property
     def name(self) -> str:
