@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tests.bench.target import Latency, Target
 
 SECTION = "looking at a running VM's anonymous memory"
-MEANWHILE = "  the VM's mmap + munmap, p99.9"
+MEANWHILE = "meanwhile, the VM's mmap + munmap"
+LATENCY = "ms, p99.9"
 SAMPLE_PAGES = 4096
 SAMPLE = f"gmemd audit, {SAMPLE_PAGES} pages"
 FULL = "gmemd audit --full"
@@ -50,19 +51,25 @@ def measure(program: Path, mebibytes: int, *, repeats: int = 0) -> list[Row]:
     """What a look takes, and what it does to the VM, beside numastat."""
     turns = compare(program, mebibytes, repeats or repeats_for(mebibytes))
 
-    def row(way: str, what: str, figure: Callable[[Turn], float]) -> Row:
-        pairs = [
-            (figure(mine), figure(other))
-            for mine, other in zip(turns[way], turns[OTHER], strict=True)
-        ]
-        return compared(pairs, section=SECTION, what=what, mebibytes=mebibytes, beside=OTHER)
+    def row(way: str, what: str, unit: str, figure: Callable[[Turn], float]) -> Row:
+        return compared(
+            [
+                (figure(mine), figure(other))
+                for mine, other in zip(turns[way], turns[OTHER], strict=True)
+            ],
+            section=SECTION,
+            what=what,
+            mebibytes=mebibytes,
+            beside=OTHER,
+            unit=unit,
+        )
 
     return [
         each
         for way in (SAMPLE, FULL)
         for each in (
-            row(way, way, lambda turn: turn.seconds),
-            row(way, f"{way}{MEANWHILE}", lambda turn: turn.latency.p999_ns / 1e9),
+            row(way, way, "ms", lambda turn: turn.seconds),
+            row(way, f"{way}, {MEANWHILE}", LATENCY, lambda turn: turn.latency.p999_ns / 1e9),
         )
     ]
 

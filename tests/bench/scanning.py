@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-import threading
 import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -131,33 +130,25 @@ def compare(program: Path, mebibytes: int, *, repeats: int = 0) -> list[Row]:
 
 
 def rolling(seconds: float = ROLLING_SECONDS) -> Row:
-    """The share of a CPU that a rolling scan takes, by the kernel's own count for its thread."""
-    used: list[float] = []
-    stop = threading.Event()
+    """The share of a CPU that a rolling scan takes, by the kernel's own count for its thread.
+
+    From one moment at which it may look to another, so that what it was given is whole.
+    """
     with touched_guest_memfd(ROLLING_MIB) as fd:
         scan = RollingScan(CpuBudget(ROLLING_SHARE))
         scan.add("bench", RollingRegion(fd, 0, 0, ROLLING_MIB << 20, PAGE_SIZE))
-
-        def run() -> None:
-            before = time.thread_time()
-            scan.run(stop)
-            used.append(time.thread_time() - before)
-
-        thread = threading.Thread(target=run)
-        begun = time.monotonic()
-        thread.start()
-        time.sleep(seconds)
-        stop.set()
-        thread.join()
-        took = time.monotonic() - begun
+        begun, used = time.monotonic(), time.thread_time()
+        while time.monotonic() < begun + seconds:
+            time.sleep(scan.step())
+        took, used = time.monotonic() - begun, time.thread_time() - used
     return Row(
         SECTION,
         SHARE,
         None,
-        100 * used[0] / took,
+        100 * used / took,
         "% of a CPU",
         theirs=100 * ROLLING_SHARE,
-        ratio=used[0] / took / ROLLING_SHARE,
+        ratio=used / took / ROLLING_SHARE,
         beside=f"what it was allowed, over {took:.0f} s",
         target="0.9-1.1",
     )

@@ -15,7 +15,7 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-enum { BUCKET_NS = 100, BUCKETS = 1 << 20, PIECE = 64 << 10 };
+enum { BUCKET_NS = 1000, BUCKETS = 1 << 20, PIECE = 64 << 10 };
 
 static volatile sig_atomic_t asked;
 static uint32_t histogram[BUCKETS];

@@ -24,4 +24,4 @@ def test_sampling_a_running_vm(tmp_path: Path) -> None:
     assert growth < 3, "a process eight times as large takes eight times as long to look at"
     assert (large[SAMPLE].ratio or 9) < 1
     # numastat holds the process' lock while the kernel counts its pages: milliseconds.
-    assert (large[f"{SAMPLE}{MEANWHILE}"].ratio or 9) < 1
+    assert (large[f"{SAMPLE}, {MEANWHILE}"].ratio or 9) < 1
