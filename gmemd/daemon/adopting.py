@@ -116,12 +116,14 @@ class Adopting:
             message, hint = _words(error)
             if young:  # it may be making its memory
                 vm.unadopted = f"its VMM, pid {found.vmm.pid}, isn't adopted yet: {message}", hint
-                self._fleet.wake.set()
+                self._fleet.changed(vm)
             elif vm.fail("adopt", f"pid {found.vmm.pid} can't be adopted: {message}", hint):
                 log.warning("%s: %s", vm.name, vm.message)
+                self._fleet.changed(vm)
         except Exception:
             log.exception("%s: adopting pid %d failed", vm.name, found.vmm.pid)
             vm.fail("internal", "internal error", "the daemon's log has the traceback")
+            self._fleet.changed(vm)
         else:
             self._first_seen.clear()
             vm.unadopted = "", ""
@@ -201,7 +203,7 @@ class Adopting:
         left = tuple(f"guest node {one.guest_node}: {one.why}" for one in adoption.left)
         vm.holder_warnings = (*vm.holder_warnings, *left)
         log.info("%s: adopted pid %d, %d regions", vm.name, found.vmm.pid, len(placed))
-        fleet.wake.set()
+        fleet.changed(vm)
         return Adopted(found.vmm.pid, placed, left)
 
     def _waiting(self) -> list[VmSpec]:

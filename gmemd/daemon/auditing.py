@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from gmemd.audit.sampling import LEAST_PAGES
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gmemd.spec.config import AuditConfig
 
 LONGEST_PAUSE_SECONDS = 30.0
+ORDER_SECONDS = 1.0
 BUSY_SECONDS = 1.0
 """How long a VM that is due waits while something else is done for it."""
 
@@ -43,6 +45,10 @@ class Auditor:
         self._scanning = fleet.workers.scanning
         self._config = config
         self._page_seconds = FIRST_PAGE_SECONDS
+        self._order: list[tuple[float, ManagedVm]] = []
+        self._ordered = -ORDER_SECONDS
+        self._waiting = 0.0
+        self._guest_nodes = 0
         self.configure(config)
 
     def configure(self, config: AuditConfig) -> None:
@@ -59,8 +65,9 @@ class Auditor:
         loop = asyncio.get_running_loop()
         self._scanning.rolling.completed = lambda key: _call(loop, self._seen_whole, key)
         while True:
+            anew = self._fleet.audit_wanted.is_set()
             self._fleet.audit_wanted.clear()
-            vm, due = self._most_due()
+            vm, due = self._most_due(anew=anew)
             self._note_scan()
             if vm is None or due > time.monotonic():
                 await self._pause(due - time.monotonic())
@@ -73,20 +80,36 @@ class Auditor:
             async with asyncio.timeout(min(max(0.0, seconds), LONGEST_PAUSE_SECONDS)):
                 await self._fleet.audit_wanted.wait()
 
-    def _most_due(self) -> tuple[ManagedVm | None, float]:
-        """Give the VM whose audit is due first, and when; of those that nothing is done for."""
-        waiting = time.monotonic() + LONGEST_PAUSE_SECONDS
-        first = None
-        for vm in self._fleet.vms.values():
-            if not vm.regions or vm.release_wanted or vm.spec is None or vm.plan is None:
-                continue
-            if vm.busy:
-                waiting = min(waiting, max(vm.audit_due, time.monotonic() + BUSY_SECONDS))
-            elif first is None or vm.audit_due < first.audit_due:
-                first = vm
-        if first is None or first.audit_due > waiting:
-            return None, waiting
-        return first, first.audit_due
+    def _most_due(self, *, anew: bool) -> tuple[ManagedVm | None, float]:
+        """Give the VM whose audit is due first, and when; of those that nothing is done for.
+
+        It costs as much as there are VMs to put them in order: once a second, and where it is
+        asked for ``anew``.
+        """
+        now = time.monotonic()
+        if anew or self._ordered + ORDER_SECONDS <= now:
+            self._put_in_order(now)
+        while self._order:
+            due, vm = self._order[-1]
+            if vm.audit_due == due and not vm.busy and self._is_auditable(vm):
+                return (vm, due) if due <= self._waiting else (None, self._waiting)
+            self._order.pop()
+        return None, self._waiting
+
+    def _put_in_order(self, now: float) -> None:
+        """Find out whose audit is due when, the first one last, and until when nobody's is."""
+        vms = [vm for vm in self._fleet.vms.values() if self._is_auditable(vm)]
+        waiting = [max(vm.audit_due, now + BUSY_SECONDS) for vm in vms if vm.busy]
+        self._waiting = min(waiting, default=now + LONGEST_PAUSE_SECONDS)
+        order = [(vm.audit_due, vm) for vm in vms if not vm.busy]
+        self._order = sorted(order, key=itemgetter(0), reverse=True)
+        self._guest_nodes = sum(len(vm.spec.guest_nodes) for vm in vms if vm.spec is not None)
+        self._ordered = now
+
+    def _is_auditable(self, vm: ManagedVm) -> bool:
+        """Whether there is memory to look at, which isn't about to be given back."""
+        planned = vm.spec is not None and vm.plan is not None
+        return bool(vm.regions) and planned and not vm.release_wanted
 
     async def _audit(self, vm: ManagedVm) -> None:
         fleet = self._fleet
@@ -106,13 +129,8 @@ class Auditor:
 
     def _sample_pages(self) -> int:
         """Pages of a guest node that can be drawn, if all are to be audited as often as asked."""
-        guest_nodes = sum(
-            len(vm.spec.guest_nodes)
-            for vm in self._fleet.vms.values()
-            if vm.regions and vm.spec is not None
-        )
         seconds = self._scanning.looks.share * self._config.interval_seconds
-        affordable = int(seconds / (self._page_seconds * max(1, guest_nodes)))
+        affordable = int(seconds / (self._page_seconds * max(1, self._guest_nodes)))
         return max(LEAST_PAGES, min(self._config.sample_pages, affordable))
 
     def _note_scan(self) -> None:

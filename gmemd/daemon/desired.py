@@ -41,6 +41,10 @@ class Desired:
         """VMs that have a file, good or broken."""
         return frozenset(self.specs) | frozenset(self.broken)
 
+    def has(self, name: str) -> bool:
+        """Whether a VM has a file, good or broken."""
+        return name in self.specs or name in self.broken
+
 
 def read_desired(directories: Sequence[Path], before: Desired | None = None) -> Desired:
     """Read the directories; ``before`` is what was in force (None: at start).
@@ -61,8 +65,14 @@ def read_desired(directories: Sequence[Path], before: Desired | None = None) -> 
 
 
 def merge(loaded: Loaded, before: Desired) -> Desired:
-    """Take the good specs; of a broken file its VM's last good version stays in force."""
-    specs = {spec.vm: spec for spec in loaded.specs}
+    """Take the good specs; of a broken file its VM's last good version stays in force.
+
+    A spec that is as it was is the same object, which is quick to compare from then on.
+    """
+    known = before.specs
+    specs = {
+        spec.vm: known[spec.vm] if known.get(spec.vm) == spec else spec for spec in loaded.specs
+    }
     broken = {
         path.stem: next(problem for problem in loaded.problems if problem.file == str(path))
         for path in loaded.failed_files

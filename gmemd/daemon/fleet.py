@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gmemd.daemon.desired import Desired
 from gmemd.errors import GmemdError
-from gmemd.plan.ledger import commitments
+from gmemd.plan.ledger import total
 from gmemd.spec.config import AuditConfig
 
 if TYPE_CHECKING:
@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NEWS_SECONDS = 1.0
+"""Between two publications of what only audits find out."""
+
 
 class Fleet:
     """The VMs by name, the specs in force, and the host's figures as last read.
 
-    ``wake`` is set where something is to be looked at soon, ``audit_wanted`` where an audit is due
+    ``wake`` is set where something is to be looked at now: VMs that changed, and what is due.
+    ``audit_wanted`` is set where an audit is due
     sooner than it was; ``host_due`` is on the monotonic clock.
     ``sample_pages`` of a guest node are drawn where an audit draws. ``audit_budget_ratio`` and
     ``page_table_bytes`` are the snapshot's.
@@ -65,10 +69,13 @@ class Fleet:
         self.stopping = False
         self.changes = 0
         self._told: set[asyncio.Future[None]] = set()
+        self._told_at = 0.0
+        self._news: asyncio.TimerHandle | None = None
 
     def tell(self) -> None:
         """Wake all who wait for something to change."""
         self.changes += 1
+        self._told_at = time.monotonic()
         waiting, self._told = self._told, set()
         for future in waiting:
             if not future.done():
@@ -87,6 +94,21 @@ class Fleet:
             await future
         finally:
             self._told.discard(future)
+
+    def changed(self, vm: ManagedVm) -> None:
+        """Have a VM looked at now, as something happened to it."""
+        vm.touch()
+        self.wake.set()
+
+    def news(self) -> None:
+        """Have what is new published soon: nobody waits for it, and more may come."""
+        if self._news is None:
+            rest = max(0.0, self._told_at + NEWS_SECONDS - time.monotonic())
+            self._news = asyncio.get_running_loop().call_later(rest, self._tell_news)
+
+    def _tell_news(self) -> None:
+        self._news = None
+        self.wake.set()
 
     def enter(self, vm: ManagedVm, state: VmState, message: str = "", hint: str = "") -> None:
         """Have a VM go to a state, and log it if it is news."""
@@ -120,10 +142,7 @@ class Fleet:
 
     def commitments(self) -> Commitments:
         """What all VMs were promised and don't have yet."""
-        return commitments(
-            (plan for vm in self.vms.values() for plan in vm.promises()),
-            dict(pair for vm in self.vms.values() for pair in vm.resident()),
-        )
+        return total(vm.commitments() for vm in self.vms.values())
 
     async def known_host(self) -> Host:
         """The host's figures as last read, or now."""

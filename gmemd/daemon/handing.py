@@ -93,7 +93,7 @@ class Handing:
     def _begin(self, vm: ManagedVm) -> int:
         """Have a failed VM try again now; gives how often it has failed so far."""
         vm.retry_at = 0.0
-        self._fleet.wake.set()
+        self._fleet.changed(vm)
         return vm.failures
 
     async def _take(self, vm: ManagedVm, holder: Holder, payer: PassedCgroup | None) -> bool:

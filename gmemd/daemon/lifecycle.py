@@ -75,7 +75,7 @@ class Lifecycle:
         """Begin something for a VM; whatever goes wrong in it is that VM's failure."""
         vm.cancel.clear()
         vm.work = kind
-        vm.task = _task(vm, self._confine(vm, work))
+        vm.task = _task(vm, self._confine(vm, kind, work))
 
     async def do(self, vm: ManagedVm, work: Callable[[], Coroutine[None, None, _R]]) -> _R:
         """Do something for a VM once nothing else is done or due; an audit makes way.
@@ -101,7 +101,7 @@ class Lifecycle:
             try:
                 result.append(await work())
             finally:
-                self._fleet.wake.set()
+                self._fleet.changed(vm)
 
         vm.task = task = _task(vm, run())
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -113,7 +113,7 @@ class Lifecycle:
             raise
         return result[0]
 
-    async def _confine(self, vm: ManagedVm, work: Coroutine[None, None, None]) -> None:
+    async def _confine(self, vm: ManagedVm, kind: Work, work: Coroutine[None, None, None]) -> None:
         try:
             await work
         except GmemdError as error:
@@ -125,7 +125,11 @@ class Lifecycle:
             log.exception("%s: unexpected failure", vm.name)
             vm.fail("internal", "internal error", "the daemon's log has the traceback")
         finally:
-            self._fleet.wake.set()
+            asked = self._fleet.desired.specs.get(vm.name)
+            if kind is Work.AUDIT and vm.steady and asked in (vm.spec, vm.pending_spec):
+                self._fleet.news()
+            else:
+                self._fleet.changed(vm)
 
     async def provision(self, vm: ManagedVm, spec: VmSpec) -> None:
         """Plan, admit, make and audit a VM's memory."""

@@ -60,7 +60,8 @@ class Observer:
     ``unseen_processes`` may hold more of them; ``hidden_processes`` says why there may be more yet.
     ``changed`` is called whenever there is something to publish; ``host`` gives the host. ``held``
     gives the pids of processes that are shown otherwise, and ``adoptable`` gets the spec and the
-    VMM (None: there is none) of each VM that is to be adopted.
+    VMM (None: there is none) of each VM that is to be adopted. ``found`` is another object whenever
+    other VMs run, or others are waited for.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Observer:
     ) -> None:
         self.unseen_processes: int | None = None
         self.hidden_processes = ""
+        self.found: object = None
         self._workers = workers
         self._counters = counters
         self._host = host
@@ -86,6 +88,7 @@ class Observer:
         self._wanted = Wanted()
         self._vms: dict[str, Watched] = {}
         self._waiting: dict[str, tuple[str, str]] = {}
+        self._merged: dict[str, tuple[VmStatus, VmStatus, VmStatus]] = {}
         self._wake = asyncio.Event()
         self._stop = Event()
         self._failure = ""
@@ -113,9 +116,17 @@ class Observer:
             if seen is None or status.source is not Source.OBSERVE:
                 merged[status.vm] = status
             else:
-                warnings = (*status.warnings, *seen.warnings)
-                merged[status.vm] = replace(seen, spec_error=status.spec_error, warnings=warnings)
+                merged[status.vm] = self._merge(status, seen)
         return tuple(merged[name] for name in sorted(merged))
+
+    def _merge(self, status: VmStatus, seen: VmStatus) -> VmStatus:
+        """What is seen of a VM, with its spec's words; the same object for the same two."""
+        known = self._merged.get(status.vm)
+        if known is None or known[0] is not status or known[1] is not seen:
+            warnings = (*status.warnings, *seen.warnings)
+            told = replace(seen, spec_error=status.spec_error, warnings=warnings)
+            self._merged[status.vm] = known = status, seen, told
+        return known[2]
 
     async def run(self) -> None:
         """Find and look, round by round, until cancelled."""
@@ -192,6 +203,7 @@ class Observer:
 
     def _take(self, found: Found, wanted: Wanted) -> None:
         """Take on what was found: know the new VMs, and those that are gone no more."""
+        self.found = object()
         before, self._vms = self._vms, {}
         held = self._held()
         for vm in found.vms:
@@ -210,6 +222,7 @@ class Observer:
             self._vms[vm.name] = known
         for name, known in before.items():
             if name not in self._vms:
+                self._merged.pop(name, None)
                 self._log_gone(known)
         self._waiting = {spec.vm: why_waiting(spec, found) for spec in wanted.specs}
         self._offer(found, wanted, held)
@@ -277,6 +290,7 @@ class Observer:
         """Know a VM no more that ended while it was looked at."""
         if self._vms.get(vm.found.name) is vm:
             del self._vms[vm.found.name]
+            self.found = object()
             self._log_gone(vm)
             if vm.found.spec is not None:
                 self._waiting[vm.found.name] = why_waiting(vm.found.spec, Found())

@@ -1,7 +1,9 @@
 """The reconcile loop: what is asked for against what there is, over and over.
 
-Every pass looks at every VM and starts at most one piece of work for it; a VM's failure is that
-VM's alone. All state lives on the event loop's thread; what blocks runs in Workers.
+A pass looks at the VMs to which something happened or for which something is due, and now and then
+at every one, so that nothing is missed for long. It starts at most one piece of work for each; a
+VM's failure is that VM's alone. All state lives on the event loop's thread; what blocks runs in
+Workers.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from gmemd.plan.planning import can_spill
 from gmemd.spec.model import OnVmmExit, Source, waiting_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gmemd.daemon.desired import Desired
     from gmemd.daemon.fleet import Fleet
@@ -41,6 +43,8 @@ loop's time goes into passes, however many VMs there are."""
 
 EXEC_SECONDS = 2.0
 """How long after it was given memory a process is looked at again, to see what it has become."""
+
+_FOUND_RUNNING = (Source.OBSERVE, Source.ADOPT)
 
 RELEASE_FIRST = "remove the file and reload to release its memory, then put the file back"
 AFTER_ITS_VMM = "it waits until its memory is released: when its VMM exits, or `gmemd release`"
@@ -77,6 +81,12 @@ class Reconciler:
         self._after_pass = after_pass
         self._longest_pause_seconds = longest_pause_seconds
         self._host_task: asyncio.Task[None] | None = None
+        self._looked_at: dict[str, object] = {}
+        self._due: dict[str, float] = {}
+        self._all_due = 0.0
+        self._asked: Desired | None = None
+        self._found: object = None
+        self._spilling: frozenset[str] = frozenset()
         self._looks: set[asyncio.Task[None]] = set()
         self.snapshot = Snapshot(gmemd.__version__, time.time())
 
@@ -91,7 +101,7 @@ class Reconciler:
         while True:
             wake.clear()
             began = time.monotonic()
-            self.look_at_all()
+            self._pass()
             self._after_pass()
             await asyncio.sleep(REST_RATIO * (time.monotonic() - began))
             try:
@@ -142,13 +152,13 @@ class Reconciler:
         log.info("%s: held by pid %d (%s)", vm.name, holder.pid, holder.facts.program)
         self._looks.add(task := asyncio.create_task(self._look_again(vm), context=Context()))
         task.add_done_callback(self._looks.discard)
-        self._fleet.wake.set()
+        self._fleet.changed(vm)
 
     async def _look_again(self, vm: ManagedVm) -> None:
         """See what a holder is once it has become it: launchers exec."""
         await asyncio.sleep(EXEC_SECONDS)
         await self._lifecycle.look_at_holder(vm)
-        self._fleet.wake.set()
+        self._fleet.changed(vm)
 
     def _holder_exited(self, vm: ManagedVm, holder: Holder) -> None:
         """Keep or release a VM's memory, as its spec says."""
@@ -161,14 +171,14 @@ class Reconciler:
         else:
             log.info("%s: pid %d exited, its memory is given back", vm.name, holder.pid)
             self.release_soon(vm)
-        self._fleet.wake.set()
+        self._fleet.changed(vm)
 
     def release_soon(self, vm: ManagedVm) -> None:
         """Give a VM's memory back as soon as nothing else is done for it."""
         vm.release_wanted = True
         if vm.work is Work.AUDIT:
             vm.cancel.set()
-        self._fleet.wake.set()
+        self._fleet.changed(vm)
 
     def publish(self) -> None:
         """Replace the snapshot by one of this moment."""
@@ -192,18 +202,64 @@ class Reconciler:
 
     def look_at_all(self) -> None:
         """Look at everything once, and publish."""
+        self._all_due = 0.0
+        self._pass()
+
+    def _pass(self) -> None:
+        """Look at what is to be looked at, and publish."""
         fleet = self._fleet
-        if fleet.host_due <= time.monotonic() and self._host_task is None:
+        now = time.monotonic()
+        if fleet.host_due <= now and self._host_task is None:
             self._host_task = asyncio.create_task(fleet.refresh_host())
             self._host_task.add_done_callback(self._host_is_read)
-        for name in self._in_order_of_admission():
-            vm = fleet.vms.setdefault(name, ManagedVm(name, dormant=self._is_left_over(name)))
+        for name in self._in_order_of_admission(self._to_look_at(now)):
+            vm = fleet.vms.get(name)
+            if vm is None:
+                vm = fleet.vms[name] = ManagedVm(name, dormant=self._is_left_over(name))
             try:
                 self._look_at(vm)
             except Exception:
                 log.exception("%s: looking at it failed", name)
                 vm.fail("internal", "internal error", "the daemon's log has the traceback")
+            self._note(vm)
         self.publish()
+
+    def _to_look_at(self, now: float) -> set[str]:
+        """The VMs that aren't as they were when they were last looked at, and those due; or all."""
+        vms, desired = self._fleet.vms, self._fleet.desired
+        if self._all_due <= now or self._asked is not desired:
+            self._all_due = now + LONGEST_PASS_SECONDS
+            if self._asked is not desired:
+                self._spilling = frozenset(
+                    n for n, spec in desired.specs.items() if can_spill(spec)
+                )
+            self._asked, self._found = desired, self.observer.found
+            return {*vms, *desired.names}
+        looked_at = self._looked_at
+        names = {name for name, vm in vms.items() if looked_at.get(name) is not vm.revision}
+        names |= {name for name, due in self._due.items() if due <= now}
+        if self._found is not self.observer.found:
+            self._found = self.observer.found
+            names |= {n for n, spec in desired.specs.items() if spec.source in _FOUND_RUNNING}
+        return names
+
+    def _note(self, vm: ManagedVm) -> None:
+        """Remember how a VM was left, and when to look at it again if nothing happens to it."""
+        self._due.pop(vm.name, None)
+        if self._fleet.vms.get(vm.name) is not vm:
+            self._looked_at.pop(vm.name, None)
+            return
+        self._looked_at[vm.name] = vm.revision
+        now, due = time.monotonic(), 0.0
+        if vm.busy:
+            due = now + PROGRESS_SECONDS if vm.work is not Work.AUDIT else 0.0
+        elif vm.regions:
+            if self._fleet.desired.specs.get(vm.name) not in (vm.spec, vm.pending_spec):
+                due = vm.retry_at
+        elif vm.state is VmState.FAILED and vm.spec is not None:
+            due = vm.retry_at
+        if due > now:
+            self._due[vm.name] = due
 
     def _is_left_over(self, name: str) -> bool:
         """Whether a VM's spec came with a call to an earlier daemon: nobody waits for it now."""
@@ -213,26 +269,15 @@ class Reconciler:
     def _host_is_read(self, _: asyncio.Task[None]) -> None:
         self._host_task = None
 
-    def _in_order_of_admission(self) -> list[str]:
-        """All VMs by name, those whose memory can go elsewhere behind those whose can't."""
-        desired = self._fleet.desired
-        spilling = {name for name, spec in desired.specs.items() if can_spill(spec)}
-        names = desired.names | frozenset(self._fleet.vms)
-        return sorted(names, key=lambda name: (name in spilling, name))
+    def _in_order_of_admission(self, names: Iterable[str]) -> list[str]:
+        """VMs by name, those whose memory can go elsewhere behind those whose can't."""
+        return sorted(names, key=lambda name: (name in self._spilling, name))
 
     def _pause_seconds(self) -> float:
         """How long nothing is due."""
-        due = [time.monotonic() + self._longest_pause_seconds]
+        due = [time.monotonic() + self._longest_pause_seconds, self._all_due, *self._due.values()]
         if self._host_task is None:
             due.append(self._fleet.host_due)
-        for vm in self._fleet.vms.values():
-            if vm.busy:
-                due.append(time.monotonic() + PROGRESS_SECONDS)
-            elif vm.regions:
-                if self._fleet.desired.specs.get(vm.name) not in (vm.spec, vm.pending_spec):
-                    due.append(vm.retry_at)
-            elif vm.state is VmState.FAILED and vm.spec is not None:
-                due.append(vm.retry_at)
         return max(SHORTEST_PAUSE_SECONDS, min(due) - time.monotonic())
 
     def _look_at(self, vm: ManagedVm) -> None:
@@ -247,7 +292,7 @@ class Reconciler:
                 vm.cancel.set()
         elif vm.release_wanted:
             self._lifecycle.start(vm, Work.RELEASE, self._lifecycle.release(vm))
-        elif vm.name not in desired.names:
+        elif not desired.has(vm.name):
             self._let_go(vm)
         elif spec is None:
             self._without_good_spec(vm)

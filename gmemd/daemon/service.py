@@ -97,7 +97,7 @@ class Daemon:
             self._workers,
             self._counters,
             host=self._fleet.known_host,
-            changed=self._fleet.wake.set,
+            changed=self._fleet.news,
             held=self._fleet.holder_pids,
             adoptable=self._adoptable,
         )

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from gmemd.export.snapshot import RegionStatus, VmState, VmStatus
+from gmemd.plan.ledger import commitments
 from gmemd.plan.model import Strategy
 from gmemd.spec.model import PolicyMode
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gmemd.memory.errors import ProvisionError
     from gmemd.memory.progress import Progress
     from gmemd.memory.regions import Region
+    from gmemd.plan.ledger import Commitments
     from gmemd.plan.model import Refusal, RegionPlan, VmPlan
     from gmemd.spec.model import VmSpec
     from gmemd.spec.problems import Problem
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 FIRST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
 KEPT = "its VMM has exited, its memory is kept for the next one"
+
+
+_NOT_SEEN = frozenset(
+    {"audit_due", "looked_at", "work", "task", "revision", "_status", "_promised"}
+)
 
 
 class Work(Enum):
@@ -72,6 +79,9 @@ class ManagedVm:
     region's spec among its guest node's. ``looked_at`` is bytes, and bytes in all, of an audit.
     ``left_alone`` is the pid of a VMM that was let go while it runs: it isn't adopted unasked.
     ``unadopted`` is why one that runs isn't adopted, and the way out.
+
+    ``revision`` is another object whenever something of it has changed that others see or that asks
+    for work; what is made of a VM is made anew only then.
     """
 
     name: str
@@ -110,6 +120,20 @@ class ManagedVm:
     left_alone: int = 0
     unadopted: tuple[str, str] = ("", "")
     holder_warnings: tuple[str, ...] = ()
+    revision: object = field(default_factory=object)
+    _status: tuple[object, VmStatus] | None = None
+    _promised: tuple[object, Commitments] | None = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; that is a new revision, unless it is what it was or is nobody's."""
+        before = getattr(self, name, None)
+        object.__setattr__(self, name, value)
+        if name not in _NOT_SEEN and before is not value:
+            object.__setattr__(self, "revision", object())
+
+    def touch(self) -> None:
+        """Have it be another revision, as something that it stands on has changed."""
+        self.revision = object()
 
     @property
     def held(self) -> bool:
@@ -212,6 +236,14 @@ class ManagedVm:
             return 0.0
         return 1.0 if self.regions else self.progress.ratio if self.progress else 0.0
 
+    def commitments(self) -> Commitments:
+        """What it was promised and doesn't have yet."""
+        revision, known = self.revision, self._promised
+        if known is None or known[0] is not revision:
+            known = revision, commitments(self.promises(), dict(self.resident()))
+            self._promised = known
+        return known[1]
+
     def settle(self) -> bool:
         """Go to ready or degraded, by what is known of the memory; True where it is news."""
         self.progress, self.failure, self.attempts = None, "", 0
@@ -241,7 +273,16 @@ class ManagedVm:
                 )
 
     def status(self) -> VmStatus:
-        """Return the VM as the snapshot has it."""
+        """Return the VM as the snapshot has it: the same object as long as it is the same."""
+        revision, known = self.revision, self._status
+        if known is None or known[0] is not revision:
+            status = self._new_status()
+            same = known is not None and known[1] == status
+            known = revision, known[1] if same and known is not None else status
+            self._status = known
+        return known[1]
+
+    def _new_status(self) -> VmStatus:
         progress = self.progress
         return VmStatus(
             vm=self.name,

@@ -69,6 +69,7 @@ class Watched:
     news: bool = True
     failure: str = ""
     looked_at: float = 0.0
+    _failed: tuple[VmStatus | None, str, VmStatus] | None = None
 
     @property
     def name(self) -> str:
@@ -80,6 +81,12 @@ class Watched:
         """What is published of it; None before the first look."""
         if not self.failure:
             return self.seen
+        known = self._failed
+        if known is None or known[0] is not self.seen or known[1] != self.failure:
+            self._failed = known = self.seen, self.failure, self._told_failure()
+        return known[2]
+
+    def _told_failure(self) -> VmStatus:
         if self.seen is None:
             return _failed(self.found, self.failure)
         warnings = (f"the last audit failed: {self.failure}", *self.seen.warnings)

@@ -169,6 +169,18 @@ def commitments(
     return Commitments(committed, hugepages)
 
 
+def total(parts: Iterable[Commitments]) -> Commitments:
+    """Sum up what several were promised, none of whose regions is another's."""
+    committed: dict[int, int] = {}
+    hugepages: dict[Pool, int] = {}
+    for part in parts:
+        for node, size_bytes in part.committed.items():
+            committed[node] = committed.get(node, 0) + size_bytes
+        for pool, n_pages in part.hugepages_committed.items():
+            hugepages[pool] = hugepages.get(pool, 0) + n_pages
+    return Commitments(committed, hugepages)
+
+
 def _account(node: HostNode, reserve: Reserve, committed: int) -> _Node:
     return _Node(
         placeable_available=node.placeable_available_bytes,

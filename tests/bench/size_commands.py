@@ -77,6 +77,7 @@ def _seconds(argv: Sequence[str]) -> float:
 def table(rows: list[Row]) -> str:
     """The rows as text."""
     return "\n".join(
-        f"{row.command:24} {row.seconds * 1000:8.1f} ms {row.ratio:6.2f}x (least {row.least_ratio:6.2f}x)"
+        f"{row.command:24} {row.seconds * 1000:8.1f} ms {row.ratio:6.2f}x"
+        f" (least {row.least_ratio:6.2f}x)"
         for row in rows
     )

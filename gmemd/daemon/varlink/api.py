@@ -21,14 +21,14 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 import gmemd
 from gmemd.daemon.varlink import errors
 from gmemd.daemon.varlink import interface as io
+from gmemd.daemon.varlink.listing import Listing
 from gmemd.daemon.varlink.peer import Peer
 from gmemd.daemon.varlink.protocol import Call, current_call
 from gmemd.daemon.varlink.protocol import Protocol as CallProtocol
 from gmemd.export.snapshot import Snapshot, VmStatus
-from gmemd.export.snapshot_json import public_to_json, snapshot_to_json, vm_to_json
+from gmemd.export.snapshot_json import vm_to_json
 
 _VM = VarlinkType.from_type_annotation(io.Vm)
-_HOST_NODE = VarlinkType.from_type_annotation(io.HostNode)
 
 
 class Service(Protocol):
@@ -121,20 +121,15 @@ class GmemdInterface(VarlinkInterface, name=io.INTERFACE):
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._listing = Listing()
 
     @varlinkmethod
     async def List(self) -> io.ListResult:  # noqa: N802  varlink's spelling
-        """Everything, of one moment."""
-        usable = await self._service.usable(current_call().peer)
-        snapshot = self._service.snapshot
-        privileged = current_call().peer.privileged
-        told = snapshot_to_json(snapshot)
-        told["host_nodes"] = [_HOST_NODE.fromjson(node) for node in told["host_nodes"]]
-        told["vms"] = [
-            _VM.fromjson(vm_to_json(vm) if privileged or vm.vm in usable else public_to_json(vm))
-            for vm in snapshot.vms
-        ]
-        return cast("io.ListResult", told)
+        """Everything, of one moment, as it is sent: CallProtocol.ENCODED."""
+        peer = current_call().peer
+        usable = None if peer.privileged else await self._service.usable(peer)
+        content = await self._listing.encode(self._service.snapshot, usable)
+        return cast("io.ListResult", content)
 
     @varlinkmethod
     async def Describe(self, *, vm: str) -> io.VmResult:  # noqa: N802  as above

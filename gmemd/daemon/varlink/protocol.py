@@ -67,6 +67,19 @@ def _refuse_long_lists(call: VarlinkMethodCall) -> None:
             raise InvalidParameter(parameter=name)
 
 
+def _parameters(
+    signature: VarlinkMethodSignature, call: VarlinkMethodCall, fds: FileDescriptorArray | None
+) -> dict[str, Any]:
+    """A call's parameters as a method takes them; raises InvalidParameter."""
+    try:
+        return cast(
+            "dict[str, Any]",
+            signature.parameter_type.fromjson(call.parameters, {FileDescriptorVarlinkType: fds}),
+        )
+    except ConversionError as error:
+        raise InvalidParameter(parameter=error.location[0]) from error
+
+
 class Protocol(VarlinkInterfaceServerProtocol):
     """One connection; its methods know who calls.
 
@@ -78,6 +91,9 @@ class Protocol(VarlinkInterfaceServerProtocol):
 
     ONLY_MORE = frozenset({"Watch"})
     """Methods that mean nothing without "more"."""
+
+    ENCODED = frozenset({"List"})
+    """Methods that return the parameters of their reply as they are sent: bytes of JSON."""
 
     _streaming: asyncio.Task[None] | None = None
     _peer_gone = False
@@ -105,6 +121,8 @@ class Protocol(VarlinkInterfaceServerProtocol):
             method, signature = self._registry.lookup_method(replace(call, more=True))
             if signature.more:
                 return self._stream_call(method, signature, call, fds)
+            if call.method_name in self.ENCODED:
+                return asyncio.ensure_future(self._encoded_call(method, signature, call))
             return super().call_received(call, fds)
         finally:
             CALL.reset(token)
@@ -129,6 +147,23 @@ class Protocol(VarlinkInterfaceServerProtocol):
         if first:
             loop.call_soon(self._process_queue, None)
 
+    async def _encoded_call(
+        self,
+        method: Any,  # noqa: ANN401  as asyncvarlink has it
+        signature: VarlinkMethodSignature,
+        call: VarlinkMethodCall,
+    ) -> None:
+        """Send what the method returns as it is."""
+        parameters = _parameters(signature, call, None)
+        content = await method.__wrapped__(method.__self__, **parameters)
+        if call.oneway:
+            return
+        transport = cast("Transport | None", self._transport)
+        if transport is not None:
+            sending = transport.send_message(b'{"parameters":' + content + b"}\0")
+            sending.add_done_callback(self._on_message_sent)
+            self._add_transfer(sending)
+
     def _stream_call(
         self,
         method: Any,  # noqa: ANN401  as asyncvarlink has it
@@ -139,12 +174,7 @@ class Protocol(VarlinkInterfaceServerProtocol):
         """Start a method that is a generator."""
         if call.method_name in self.ONLY_MORE and not call.more:
             raise ExpectedMore
-        try:
-            parameters = signature.parameter_type.fromjson(
-                call.parameters, {FileDescriptorVarlinkType: fds}
-            )
-        except ConversionError as error:
-            raise InvalidParameter(parameter=error.location[0]) from error
+        parameters = _parameters(signature, call, fds)
         # Not the decorator's wrapper, which wouldn't close the generator inside when it is closed.
         generator = method.__wrapped__(method.__self__, **parameters)
         task = asyncio.ensure_future(self._stream(generator, signature, call))
