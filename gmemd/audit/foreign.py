@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from gmemd.audit.model import RegionAudit, Sample
-from gmemd.audit.sampling import draw_pages, estimated
+from gmemd.audit.model import CONFIDENCE, RegionAudit, Sample
+from gmemd.audit.sampling import WHOLE, Draws, estimated
 from gmemd.audit.scan import AuditStoppedError
 from gmemd.drift.interval import pages_between
 from gmemd.errors import Exit, GmemdError
@@ -23,7 +23,7 @@ from gmemd.kernel.errors import KernelError, errno_name
 from gmemd.kernel.pages import ForeignScan, scan_foreign_pages, scan_foreign_range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from random import Random
     from threading import Event
 
@@ -67,6 +67,8 @@ def audit_range(
     page_size: int,
     sample_pages: int | None,
     rng: Random,
+    most_draws: int = 1,
+    confidence: float = CONFIDENCE,
     allocated_bytes: int | None = None,
     policy: PolicyRead | None = None,
     other_policies: Sequence[PolicyRead] = (),
@@ -77,7 +79,11 @@ def audit_range(
 
     Lengths are multiples of ``page_size``, that of the mappings. Every page is looked at if
     ``sample_pages`` is None or no fewer than there are; else so many are drawn from all of them,
-    holes included, and the figures are estimates. Nothing is populated, in no process.
+    holes included, and the figures are estimates; or up to ``most_draws`` times as many, until so
+    many exist. Nothing is populated, in no process.
+
+    They are drawn singly: the page tables are the process' own. Measured on 4,096 pages of 2 GiB,
+    pauses left out: 0.43 us a page, 0.40 for four of each 2 MiB drawn, 0.25 for eight neighbours.
 
     ``allocated_bytes`` is what the region's file has allocated, where that is known and is memory
     (not a file on a disk, nor a private mapping): what exists beyond the mapped, swapped pages
@@ -91,22 +97,24 @@ def audit_range(
         raise ValueError(f"not all of {ranges} are whole pages of {page_size} bytes")
     size_bytes = sum(length for _, length in ranges)
     population = size_bytes // page_size
-    if sample_pages is None or sample_pages >= population:
-        drawn = population
-        windows: Iterator[_Window] = _whole(ranges, page_size)
-    else:
-        drawn = sample_pages
-        windows = _drawn(ranges, page_size, draw_pages(population, drawn, rng))
     seen = _Seen()
+    draws = None
+    looks: Iterable[tuple[int, Iterator[_Window]]]
+    if sample_pages is None or population <= sample_pages * (WHOLE if most_draws > 1 else 1):
+        looks = [(population, _whole(ranges, page_size))]
+    else:
+        draws = Draws(population, 1, sample_pages, most_draws * sample_pages, rng)
+        looks = _rounds(draws, seen, ranges, page_size)
     looked_at = covered = 0
-    for window in windows:
-        _stop_if_asked(stop, covered, size_bytes)
-        scan = _look(pid, window, page_size)
-        seen.add(scan)
-        looked_at += scan.pages
-        if progress is not None:
-            progress(looked_at * size_bytes // drawn - covered)
-        covered = looked_at * size_bytes // drawn
+    for to_look_at, windows in looks:
+        for window in windows:
+            _stop_if_asked(stop, covered, size_bytes)
+            scan = _look(pid, window, page_size)
+            seen.add(scan)
+            looked_at += scan.pages
+            before, covered = covered, max(covered, looked_at * size_bytes // to_look_at)
+            if progress is not None:
+                progress(covered - before)
     unknown = seen.unknown.total()
     audit = RegionAudit(
         guest_node=guest_node,
@@ -123,10 +131,11 @@ def audit_range(
         other_policies=tuple(other_policies),
     )
     most = audit.resident_bytes
-    if drawn < population:
+    if draws is not None:
         hits = seen.by_node.total() + unknown
-        most = pages_between(hits, drawn, population)[1] * page_size
-        audit = estimated(audit, Sample(population, drawn, dict(seen.by_node), unknown))
+        most = pages_between(hits, draws.pages, population, confidence)[1] * page_size
+        sample = Sample(population, draws.pages, dict(seen.by_node), unknown, confidence=confidence)
+        audit = estimated(audit, sample)
     return _with_unmapped(audit, min(allocated_bytes or 0, size_bytes) - most)
 
 
@@ -136,6 +145,14 @@ def _whole(ranges: Sequence[tuple[int, int]], page_size: int) -> Iterator[_Windo
         pages = length // page_size
         for first in range(0, pages, WINDOW_PAGES):
             yield address + first * page_size, min(WINDOW_PAGES, pages - first)
+
+
+def _rounds(
+    draws: Draws, seen: _Seen, ranges: Sequence[tuple[int, int]], page_size: int
+) -> Iterator[tuple[int, Iterator[_Window]]]:
+    """How many pages there are to look at, and windows of those that aren't yet; while any are."""
+    while pages := draws.more(seen.by_node.total() + seen.unknown.total()):
+        yield draws.pages, _drawn(ranges, page_size, pages)
 
 
 def _drawn(

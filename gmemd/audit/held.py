@@ -9,13 +9,12 @@ can't be read it is estimated how much there is, and all of that is unknown.
 from __future__ import annotations
 
 import errno
-from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gmemd.audit.model import CONFIDENCE, UNKNOWN_NODE, Sample
-from gmemd.audit.sampling import cluster_pages, count_clusters, draw_pages, estimated, pages_of
+from gmemd.audit.sampling import MOST_DRAWS, WHOLE, Draws, cluster_pages, estimated
 from gmemd.audit.scan import AuditStoppedError, Tally, note_policy, scan_region
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.memfd import PAGE_SIZE, is_guest_memfd
@@ -23,17 +22,13 @@ from gmemd.kernel.pages import ABSENT, resident_of
 from gmemd.kernel.pages import sample_pages as look_at
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Iterable, Sequence
     from random import Random
     from threading import Event
 
+    from gmemd.audit.jobs import Jobs
     from gmemd.audit.model import Cluster, RegionAudit
-
-MOST_DRAWS = 16
-"""Times the pages wanted: a region of which less than a sixteenth is there gives fewer."""
-
-WHOLE = 4
-"""Times the pages wanted: a region with no more is looked at whole, which costs about as much."""
 
 POLICIES_READ = 4
 """Places of a region at which its policy is read, which takes as long as some 20 pages do."""
@@ -74,7 +69,7 @@ def sample_region(
     together = 1
     if clustered and readable and page_size == PAGE_SIZE:
         together = cluster_pages(population, sample_pages)
-    draws = _Draws(population, together, sample_pages, most_draws * sample_pages, rng)
+    draws = Draws(population, together, sample_pages, most_draws * sample_pages, rng)
     looks = _Looks(
         fd, offset, size_bytes, together, Tally(page_size), not idle and not is_guest_memfd(fd)
     )
@@ -127,13 +122,14 @@ def audit_taken(
     confidence: float = CONFIDENCE,
     readable: bool = True,
     policy_kept: bool = True,
+    jobs: Jobs | None = None,
     stop: Event | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> RegionAudit:
     """Look where the first ``size_bytes`` of a running VM's guest_memfd are, by the caller's fd.
 
     As `scan_region` of memory in use, or as `sample_region` at so many pages drawn, holes included.
-    Nothing stays mapped. Raises AuditStoppedError, KernelError.
+    Several ``jobs`` are for all pages. Nothing stays mapped. Raises AuditStoppedError, KernelError.
     """
     if sample_pages is not None:
         return sample_region(
@@ -163,36 +159,8 @@ def audit_taken(
         idle=False,
         stop=stop,
         progress=progress,
+        jobs=jobs,
     )
-
-
-@dataclass(slots=True)
-class _Draws:
-    """Clusters that are drawn until pages enough are found; ``pages`` were drawn so far."""
-
-    population: int
-    together: int
-    wanted: int
-    limit: int
-    rng: Random
-    drawn: set[int] = field(default_factory=set)
-    pages: int = 0
-
-    def more(self, found: int) -> array[int]:
-        """Draw as many pages as it may take to find those that are missing; none when done."""
-        left = self.limit - self.pages
-        if found >= self.wanted or left <= 0:
-            return array("Q")
-        expected = self.wanted
-        if self.pages:
-            expected = (self.wanted - found) * self.pages * 21 // (20 * max(found, 1)) + 1
-        n_clusters = -(-min(expected, left) // self.together)
-        clusters = draw_pages(count_clusters(self.population, self.together), n_clusters, self.rng)
-        fresh = [cluster for cluster in clusters if cluster not in self.drawn]
-        self.drawn.update(fresh)
-        pages = pages_of(fresh, self.population, self.together)
-        self.pages += len(pages)
-        return pages
 
 
 @dataclass(slots=True)
@@ -244,7 +212,7 @@ class _Looks:
                 self.tally.add_unknown(found * page_size, *self._unread)
 
 
-def _look_at_drawn(draws: _Draws, looks: _Looks, stop: Event | None) -> bool:
+def _look_at_drawn(draws: Draws, looks: _Looks, stop: Event | None) -> bool:
     """Draw and look until enough pages are found; False where which exist can't be told."""
     done = 0
     try:

@@ -36,7 +36,8 @@ class Sample:
     drawn - sum(by_node) - unknown is how many of those drawn don't exist.
 
     Where pages were drawn in clusters of ``cluster_pages``, ``clusters`` counts these by what they
-    are. ``confidence`` is how often the intervals that are made of it are to hold the truth.
+    are. ``confidence`` is how often the intervals that are made of it are to hold the truth;
+    ``margin`` is how far from the truth a share was to be at most, where that was asked for.
     """
 
     population: int
@@ -46,6 +47,7 @@ class Sample:
     cluster_pages: int = 1
     clusters: Mapping[Cluster, int] = field(default_factory=dict)
     confidence: float = CONFIDENCE
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from gmemd.audit.foreign import VmGoneError, audit_range
 from gmemd.audit.held import audit_taken
+from gmemd.audit.jobs import Jobs
 from gmemd.audit.locating import locate_mapped, locate_region
-from gmemd.audit.model import PolicyRead, RegionAudit, VmAudit
-from gmemd.audit.sampling import allocate
+from gmemd.audit.model import CONFIDENCE, PolicyRead, RegionAudit, VmAudit
+from gmemd.audit.sampling import MOST_DRAWS, allocate
 from gmemd.audit.vm import AuditedRegion
 from gmemd.host.vms.finding import holds_userfaultfd, still_runs, to_see_it
 from gmemd.host.vms.model import PieceKind
@@ -81,6 +82,13 @@ class ObservedAudit:
 class Effort:
     """How much is looked at: ``sample_pages`` of each guest node, None for every page.
 
+    A ``margin`` says that they are as many as it takes to tell each region's share to within it, at
+    that ``confidence``: so many existing pages of each region are looked at.
+
+    ``jobs`` threads look at guest_memfds whose every page is looked at. A VMM's own mappings are
+    looked at by one, whatever ``jobs`` says: it rests for most of the time so that the VMM gets at
+    its mmap lock, and two of them would take these rests from it.
+
     ``progress`` gets bytes looked at since the last call. A set ``stop`` ends the audit with
     AuditStoppedError. ``where``: look once more, at every page, to tell where in the regions it is.
     """
@@ -90,6 +98,14 @@ class Effort:
     stop: Event | None = None
     progress: Callable[[int], None] | None = None
     where: bool = False
+    confidence: float = CONFIDENCE
+    margin: float | None = None
+    jobs: int = 1
+
+    @property
+    def most_draws(self) -> int:
+        """How many times the pages wanted are drawn to find them."""
+        return 1 if self.margin is None else MOST_DRAWS
 
 
 def read_policies(vmm: VmmProcess) -> dict[int, PolicyRead]:
@@ -124,10 +140,11 @@ def audit_observed(
         return ObservedAudit(None, nothing, (unseen,))
     started = time.time()
     clock, cpu = time.monotonic(), time.thread_time()
-    work = _Work(vm.vmm, effort, policies or {})
     try:
-        regions = work.audit_regions(vm.regions)
-        unmatched = work.audit_unmatched(vm.unmatched)
+        with Jobs(effort.jobs) as jobs:
+            work = _Work(vm.vmm, effort, policies or {}, jobs)
+            regions = work.audit_regions(vm.regions)
+            unmatched = work.audit_unmatched(vm.unmatched)
     except VmGoneError:
         return ObservedAudit(None, nothing, (gone(vm.vmm),))
     if not still_runs(vm.vmm):
@@ -136,7 +153,7 @@ def audit_observed(
         vm=vm.name,
         started_timestamp=started,
         duration_seconds=time.monotonic() - clock,
-        cpu_seconds=time.thread_time() - cpu,
+        cpu_seconds=time.thread_time() - cpu + jobs.cpu_seconds,
         regions=tuple(regions),
     )
     seen = regions or any(unmatched) or not work.unseen
@@ -175,8 +192,11 @@ def _out_of_reach(vmm: VmmProcess) -> Unseen | None:
 class _Work:
     """One VM's audit under way."""
 
-    def __init__(self, vmm: VmmProcess, effort: Effort, policies: Mapping[int, PolicyRead]) -> None:
+    def __init__(
+        self, vmm: VmmProcess, effort: Effort, policies: Mapping[int, PolicyRead], jobs: Jobs
+    ) -> None:
         self._vmm = vmm
+        self._jobs = jobs
         self._effort = effort
         self._policies = policies
         self.unseen: list[Unseen] = []
@@ -207,8 +227,8 @@ class _Work:
 
     def _shares(self, regions: Sequence[ObservedRegion]) -> list[int | None]:
         """Pages of each region's sample."""
-        if self._effort.sample_pages is None:
-            return [None] * len(regions)
+        if self._effort.sample_pages is None or self._effort.margin is not None:
+            return [self._effort.sample_pages] * len(regions)
         shares: list[int | None] = [None] * len(regions)
         for node in {region.plan.guest_node for region in regions}:
             mine = [i for i, region in enumerate(regions) if region.plan.guest_node == node]
@@ -225,8 +245,9 @@ class _Work:
         """One region; None, and a word about it, where it can't be looked at."""
         try:
             if extents[0].piece.kind is PieceKind.GUEST_MEMFD:
-                return self._audit_taken(extents[0], guest_node, index, pages)
-            return self._audit_mapped(extents, guest_node, index, pages)
+                found = self._audit_taken(extents[0], guest_node, index, pages)
+            else:
+                found = self._audit_mapped(extents, guest_node, index, pages)
         except KernelError as error:
             if error.errno == errno.ESRCH:
                 raise VmGoneError(gone(self._vmm).message) from error
@@ -235,6 +256,9 @@ class _Work:
             hint = to_see_it() if denied else error.hint or ""
             self._note(Unseen(reason, error.message, hint))
             return None
+        if found.sample is None:
+            return found
+        return replace(found, sample=replace(found.sample, margin=self._effort.margin))
 
     def _note(self, unseen: Unseen) -> None:
         if unseen not in self.unseen:
@@ -285,6 +309,8 @@ class _Work:
             page_size=first.page_size,
             sample_pages=pages,
             rng=self._effort.rng,
+            most_draws=self._effort.most_draws,
+            confidence=self._effort.confidence,
             allocated_bytes=_allocated_bytes(extents),
             policy=policy,
             other_policies=tuple(other for other in others if other is not None),
@@ -303,6 +329,10 @@ class _Work:
                 size_bytes=extent.length,
                 sample_pages=pages,
                 rng=self._effort.rng,
+                most_draws=self._effort.most_draws,
+                clustered=self._effort.margin is None,
+                confidence=self._effort.confidence,
+                jobs=self._jobs,
                 stop=self._effort.stop,
                 progress=self._effort.progress,
             )

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gmemd.drift.interval import quantile
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 LEAST_PAGES = 256
 """Of a region's sample: what holds a percent of it is missed once in 13 times (0.99**256)."""
+
+MOST_DRAWS = 16
+"""Times the pages wanted: a region of which less than a sixteenth is there gives fewer."""
+
+WHOLE = 4
+"""Times the pages wanted: a region with no more is looked at whole, which costs about as much."""
 
 BLOCK_PAGES = 512
 """That a page of page tables serves: 2 MiB."""
@@ -114,6 +120,39 @@ def pages_for(margin: float, confidence: float) -> int:
     """
     square = quantile(confidence) ** 2
     return max(1, math.ceil(square / (4 * margin * margin) - square))
+
+
+@dataclass(slots=True)
+class Draws:
+    """Clusters of pages that are drawn until enough are found; ``pages`` were drawn so far.
+
+    ``together`` are a cluster's pages; ``limit`` is how many pages are drawn at most to find those
+    that are ``wanted``.
+    """
+
+    population: int
+    together: int
+    wanted: int
+    limit: int
+    rng: Random
+    drawn: set[int] = field(default_factory=set)
+    pages: int = 0
+
+    def more(self, found: int) -> array[int]:
+        """Draw as many pages as it may take to find those that are missing; none when done."""
+        left = self.limit - self.pages
+        if found >= self.wanted or left <= 0:
+            return array("Q")
+        expected = self.wanted
+        if self.pages:
+            expected = (self.wanted - found) * self.pages * 21 // (20 * max(found, 1)) + 1
+        n_clusters = -(-min(expected, left) // self.together)
+        clusters = draw_pages(count_clusters(self.population, self.together), n_clusters, self.rng)
+        fresh = [cluster for cluster in clusters if cluster not in self.drawn]
+        self.drawn.update(fresh)
+        pages = pages_of(fresh, self.population, self.together)
+        self.pages += len(pages)
+        return pages
 
 
 def allocate(populations: Sequence[int], n_pages: int, *, least: int = LEAST_PAGES) -> list[int]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from gmemd.audit.jobs import Jobs
 from gmemd.audit.model import PolicyRead, RegionAudit
 from gmemd.errors import Exit, GmemdError
 from gmemd.kernel.bind import read_policy
@@ -99,6 +101,17 @@ class Tally:
             self.errors[name.lower()] += 1
             reason = message or f"the kernel says {name}"
         self.reasons[reason] = None
+
+    def merge(self, other: Tally) -> None:
+        """Count what another one counted further on in the same region."""
+        self.by_node.update(other.by_node)
+        self.unknown_bytes += other.unknown_bytes
+        self.errors.update(other.errors)
+        self.reasons |= other.reasons
+        self.policies |= other.policies
+        self.pages_seen += other.pages_seen
+        self.exact = self.exact and other.exact
+        self.out_of_sight = self.out_of_sight or other.out_of_sight
 
     @property
     def resident_bytes(self) -> int:
@@ -211,33 +224,53 @@ def scan_region(
     stop: Event | None = None,
     progress: Callable[[int], None] | None = None,
     kept: KeptWindows | None = None,
+    jobs: Jobs | None = None,
 ) -> RegionAudit:
     """Scan ``size_bytes`` of a region's fd; what can't be seen is unknown, never lost.
 
     ``offset`` is where the region starts in its file. `Looker` has ``readable``, ``policy_kept``
     and ``kept``. ``idle`` says that nobody else uses the region now, so that its residency must not
-    change. ``progress`` is called with the bytes looked at since the last call. Raises
-    AuditStoppedError between two windows once ``stop`` is set.
+    change. ``progress`` is called with the bytes looked at since the last call. ``jobs`` share the
+    windows, without ``kept``. Raises AuditStoppedError between two windows once ``stop`` is set.
     """
-    tally = Tally(page_size)
     how = looker(fd, page_size, readable=readable, policy_kept=policy_kept, idle=idle, kept=kept)
     huge = page_size != PAGE_SIZE
     before = huge_bytes(fd, size_bytes) if huge else 0
-    changed = False
     step = max(window_bytes, page_size)
-    for done in range(0, size_bytes, step):
-        if stop is not None and stop.is_set():
-            raise AuditStoppedError(f"audit stopped at {done} of {size_bytes} bytes")
-        at, length = offset + done, min(step, size_bytes - done)
-        read = how.look(at, length, tally)
-        if progress is not None:
-            progress(length)
-        changed = changed or (idle and has_changed(fd, read))
+    left = deque(range(0, size_bytes, step))
+    jobs = jobs or Jobs()
+    advance = jobs.one_by_one(progress or _ignore)
+
+    def look_at_windows() -> tuple[int, Tally, bool]:
+        """Take windows while there are any; give the first, what was seen, whether it changed."""
+        first, tally, changed = size_bytes, Tally(page_size), False
+        while left and not jobs.ending.is_set():
+            try:
+                done = left.popleft()
+            except IndexError:
+                break
+            if stop is not None and stop.is_set():
+                raise AuditStoppedError(f"audit stopped at {done} of {size_bytes} bytes")
+            first = min(first, done)
+            length = min(step, size_bytes - done)
+            read = how.look(offset + done, length, tally)
+            advance(length)
+            changed = changed or (idle and has_changed(fd, read))
+        return first, tally, changed
+
+    (_, tally, changed), *others = sorted(jobs.run(look_at_windows), key=itemgetter(0))
+    for _, other, other_changed in others:
+        tally.merge(other)
+        changed = changed or other_changed
     if changed or (idle and huge and huge_bytes(fd, size_bytes) != before):
         tally.errors[RESIDENCY_CHANGED] += 1
     if huge and tally.reasons:
         tally.unknown_bytes = max(0, huge_bytes(fd, size_bytes) - tally.by_node.total())
     return tally.as_audit(guest_node, index, size_bytes)
+
+
+def _ignore(_length: int) -> None:
+    """Nobody wants to know how far the look is."""
 
 
 def has_changed(fd: int, ranges: Sequence[ReadRange]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gmemd.audit.counters import read_counters
+from gmemd.audit.jobs import Jobs
 from gmemd.audit.model import VmAudit
 from gmemd.audit.scan import WINDOW_BYTES, scan_region
 from gmemd.plan.model import Strategy
@@ -39,8 +40,9 @@ def audit_vm(
     stop: Event | None = None,
     counters_cgroup: Path | None = None,
     window_bytes: int = WINDOW_BYTES,
+    jobs: int = 1,
 ) -> VmAudit:
-    """Scan a VM's regions; blocking, for a thread of its own.
+    """Scan a VM's regions; blocking, for a thread of its own, or for as many as ``jobs`` says.
 
     ``readable`` is False for confidential VMs, ``idle`` says that nobody uses the memory now
     (`scan_region` has what depends on it).
@@ -58,26 +60,28 @@ def audit_vm(
         if progress is not None:
             progress(done, total)
 
-    audited = tuple(
-        replace(
-            scan_region(
-                region.fd,
-                guest_node=region.plan.guest_node,
-                index=region.plan.index,
-                size_bytes=region.plan.size_bytes,
-                page_size=region.plan.page_size,
-                offset=region.offset,
-                readable=readable,
-                policy_kept=may_hold_policy(region.plan),
-                idle=idle,
-                window_bytes=window_bytes,
-                stop=stop,
-                progress=advance,
-            ),
-            verified_timestamp=started,
+    with Jobs(jobs) as threads:
+        audited = tuple(
+            replace(
+                scan_region(
+                    region.fd,
+                    guest_node=region.plan.guest_node,
+                    index=region.plan.index,
+                    size_bytes=region.plan.size_bytes,
+                    page_size=region.plan.page_size,
+                    offset=region.offset,
+                    readable=readable,
+                    policy_kept=may_hold_policy(region.plan),
+                    idle=idle,
+                    window_bytes=window_bytes,
+                    stop=stop,
+                    progress=advance,
+                    jobs=threads,
+                ),
+                verified_timestamp=started,
+            )
+            for region in regions
         )
-        for region in regions
-    )
     counters = None
     if counters_cgroup is not None:
         page_sizes = {region.plan.page_size for region in regions}
@@ -86,7 +90,7 @@ def audit_vm(
         vm=vm,
         started_timestamp=started,
         duration_seconds=time.monotonic() - clock,
-        cpu_seconds=time.thread_time() - cpu,
+        cpu_seconds=time.thread_time() - cpu + threads.cpu_seconds,
         regions=audited,
         counters=counters,
         counters_cgroup=str(counters_cgroup) if counters is not None else "",
