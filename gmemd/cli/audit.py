@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gmemd.cli.output import console, print_json
 from gmemd.client.blocking import DEFAULT_SOCKET, NoDaemonError, RefusedError, call
 from gmemd.client.errors import error_of
 from gmemd.errors import Exit, GmemdError
 from gmemd.spec.problems import FieldError
-from gmemd.spec.scalars import parse_sample_pages
+from gmemd.spec.scalars import (
+    LEAST_SAMPLE_PAGES,
+    MOST_SAMPLE_PAGES,
+    parse_confidence,
+    parse_jobs,
+    parse_margin,
+    parse_sample_pages,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gmemd.cli.audit_running import Looked
+
+_T = TypeVar("_T")
 
 HELP = (
     "Finds running VMs and shows, guest node by host node, where their memory is and where it was "
@@ -55,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     much = parser.add_mutually_exclusive_group()
     much.add_argument(
         "--sample",
-        type=_pages,
+        type=_read_by(parse_sample_pages),
         metavar="N",
         help="look at N pages of each guest node, drawn at random "
         f"(default: {DEFAULT_SAMPLE_PAGES})",
@@ -65,6 +74,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="look at every page, and read the kernel's policies; of large VMs that takes a while, "
         "and reading the policies may hold up a VMM's mmap calls",
+    )
+    much.add_argument(
+        "--margin",
+        type=_read_by(parse_margin),
+        metavar="P",
+        help="look at as many pages of each region as it takes to tell what share of it is "
+        "misplaced to within this, like 1%% or 0.5%%",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=_read_by(parse_confidence),
+        metavar="P",
+        help="how often the bounds of a sample are to hold the truth (default: 95%%)",
+    )
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        type=_read_by(parse_jobs),
+        metavar="N",
+        help="with --full: look at guest_memfds, and at memory that a daemon holds, with N threads",
     )
     parser.add_argument(
         "--where",
@@ -107,17 +136,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _pages(text: str) -> int:
-    """Read a number of pages, as argparse wants it."""
-    try:
-        return parse_sample_pages(text)
-    except FieldError as error:
-        raise argparse.ArgumentTypeError(f"{error.message}, not {text}") from error
+def _read_by(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Read an argument with a parser of YAML's scalars, as argparse wants it."""
+
+    def read(text: str) -> _T:
+        try:
+            return parse(text)
+        except FieldError as error:
+            hint = f" ({error.hint})" if error.hint else ""
+            raise argparse.ArgumentTypeError(f"{error.message}, not {text}{hint}") from error
+
+    return read
 
 
 def run(args: argparse.Namespace) -> int:
     """Audit, print, and tell by the exit code: 1 drift, 5 part of it could not be seen."""
     _check_options(args)
+    if args.margin is not None:
+        args.sample = _pages_for(args.margin, args.confidence)
     args.where = args.where or args.svg is not None
     args.full = args.full or args.where
     unasked: GmemdError | None = None
@@ -148,6 +184,21 @@ def run(args: argparse.Namespace) -> int:
     return int(exit_code(looked.vms_json, not_all=looked.sees_not_all))
 
 
+def _pages_for(margin: float, confidence: float | None) -> int:
+    """Give how many pages of a region tell its shares so exactly. Raises OptionError."""
+    from gmemd.audit.model import CONFIDENCE  # noqa: PLC0415  only where a margin is asked for
+    from gmemd.audit.sampling import pages_for  # noqa: PLC0415  as above
+
+    pages = max(LEAST_SAMPLE_PAGES, pages_for(margin, confidence or CONFIDENCE))
+    if pages > MOST_SAMPLE_PAGES:
+        raise OptionError(
+            f"a margin of {margin:.3%} takes {pages} pages of each region at that confidence, and "
+            f"{MOST_SAMPLE_PAGES} are drawn at most",
+            hint="use a wider margin, or --full",
+        )
+    return pages
+
+
 def write_svg(path: Path, vms: Sequence[Mapping[str, Any]]) -> None:
     """Draw VMs that were audited with where; replaces the file. Raises TextfileError."""
     from gmemd.export.svg import render_svg  # noqa: PLC0415  only where there is a picture
@@ -158,8 +209,15 @@ def write_svg(path: Path, vms: Sequence[Mapping[str, Any]]) -> None:
 
 def _check_options(args: argparse.Namespace) -> None:
     where = "--svg" if args.svg is not None else "--where" if args.where else ""
-    if where and args.sample is not None:
-        raise OptionError(f"{where} looks at every page", hint="leave --sample out")
+    every_page = where or ("--full" if args.full else "")
+    for option in ("sample", "margin", "confidence"):
+        if every_page and getattr(args, option) is not None:
+            raise OptionError(f"{every_page} looks at every page", hint=f"leave --{option} out")
+    if args.jobs is not None and not every_page:
+        raise OptionError(
+            "-j is for looking at every page: a sample takes one thread a moment",
+            hint="add --full, or leave -j out",
+        )
     if where and args.format == "prometheus":
         raise OptionError(
             f"{where} is not for --format prometheus: metrics have no addresses",

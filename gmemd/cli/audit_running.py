@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gmemd
+from gmemd.audit.model import CONFIDENCE
 from gmemd.audit.observed import Effort, Unknown
 from gmemd.cli.audit import DEFAULT_SAMPLE_PAGES, NoSuchVmError, UntoldError
 from gmemd.cli.figures import estimate, percent
@@ -185,6 +186,9 @@ def look(args: argparse.Namespace, pid: int | None = None) -> Looked:
             rng=random.Random(),  # noqa: S311  a sample, no secret
             progress=advance,
             where=args.where,
+            confidence=args.confidence or CONFIDENCE,
+            margin=args.margin,
+            jobs=args.jobs or 1,
         )
         for vm in found.vms:
             enter(vm)

@@ -183,7 +183,7 @@ def _notes(vm: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     left = vm["running"]["unmatched"] if vm["running"] is not None else []
     exact = audit["exact"] and not any(piece["sampled"] for piece in left)
-    yield "audit", _audit_words(audit, exact=exact)
+    yield "audit", _audit_words(audit, exact=exact) + _sureness(vm)
     if audit["errors"]:
         words = ", ".join(f"{reason} {count}" for reason, count in audit["errors"].items())
         yield "audit", f"errors: {words}"
@@ -223,6 +223,18 @@ def _audit_words(audit: Mapping[str, Any], *, exact: bool) -> str:
     if verified is not None and verified < started:
         return f"every resident page, seen since {_clock(verified)}"
     return f"every resident page {took}"
+
+
+def _sureness(vm: Mapping[str, Any]) -> str:
+    """What was asked of a sample beyond what all are."""
+    from gmemd.audit.model import CONFIDENCE  # noqa: PLC0415  `gmemd status` starts without it
+
+    regions = [region for node in vm["guest_nodes"] for region in node["regions"]]
+    sample = next((region["sample"] for region in regions if region["sample"]), None)
+    if sample is None or (sample["margin"] is None and sample["confidence"] == CONFIDENCE):
+        return ""
+    within = "" if sample["margin"] is None else f"shares to within {percent(sample['margin'])}, "
+    return f"; {within}bounds that hold {100 * sample['confidence']:.4g}% of the time"
 
 
 def _cpu(audit: Mapping[str, Any]) -> str:

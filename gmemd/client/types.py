@@ -21,6 +21,8 @@ class Sample(TypedDict):
 
     population: int
     drawn: int
+    confidence: float
+    margin: float | None
 
 
 class Cell(TypedDict):

@@ -171,10 +171,15 @@ def _policy_to_json(policy: PolicyRead | None) -> dict[str, Any] | None:
     return {"mode": policy.mode, "host_nodes": sorted(policy.nodes)}
 
 
-def _sample_to_json(sample: Sample | None) -> dict[str, int] | None:
+def _sample_to_json(sample: Sample | None) -> dict[str, Any] | None:
     if sample is None:
         return None
-    return {"population": sample.population, "drawn": sample.drawn}
+    return {
+        "population": sample.population,
+        "drawn": sample.drawn,
+        "confidence": sample.confidence,
+        "margin": sample.margin,
+    }
 
 
 def _drift_to_json(drift: GuestNodeDrift) -> dict[str, Any]:

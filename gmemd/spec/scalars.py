@@ -24,6 +24,7 @@ NEAREST_DISTANCE, FARTHEST_DISTANCE = 10, 255
 """ACPI 6.5, 5.2.17 (SLIT): 10 is a node's distance to itself, 255 is unreachable."""
 
 LEAST_SAMPLE_PAGES, MOST_SAMPLE_PAGES = 256, 1 << 20
+MOST_JOBS = 1024
 """Fewer pages tell nothing; more take longer than an audit of a running VM should."""
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -98,7 +99,14 @@ def parse_sample_pages(text: str) -> int:
     return parse_whole_number(text, lowest=LEAST_SAMPLE_PAGES, highest=MOST_SAMPLE_PAGES)
 
 
+def parse_jobs(text: str) -> int:
+    """Read a number of threads."""
+    return parse_whole_number(text, lowest=1, highest=MOST_JOBS)
+
+
 LEAST_CPU_SHARE = 0.0001
+LEAST_MARGIN, MOST_MARGIN = 0.001, 0.25
+LEAST_CONFIDENCE, MOST_CONFIDENCE = 0.5, 0.9999
 
 
 def parse_percent(text: str) -> float:
@@ -113,6 +121,22 @@ def parse_percent(text: str) -> float:
     elif re.fullmatch(r"0?\.[0-9]{1,6}", text):
         hint = f"write {round(float(text) * 100, 6):g}% for a ratio of {text}"
     raise FieldError("must be a percentage from 0% to 100%, like 1% or 0.5%", hint=hint)
+
+
+def parse_margin(text: str) -> float:
+    """Read how far a sample's shares may be from the truth, as a ratio: 0.01 for ``1%``."""
+    margin = parse_percent(text)
+    if not LEAST_MARGIN <= margin <= MOST_MARGIN:
+        raise FieldError("must be a percentage from 0.1% to 25%, like 1%")
+    return margin
+
+
+def parse_confidence(text: str) -> float:
+    """Read how often an interval is to hold the truth, as a ratio: 0.99 for ``99%``."""
+    confidence = parse_percent(text)
+    if not LEAST_CONFIDENCE <= confidence <= MOST_CONFIDENCE:
+        raise FieldError("must be a percentage from 50% to 99.99%, like 95% or 99%")
+    return confidence
 
 
 def parse_cpu_share(text: str) -> float:

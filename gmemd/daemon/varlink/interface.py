@@ -28,6 +28,8 @@ class Sample:
 
     population: int
     drawn: int
+    confidence: float
+    margin: float | None
 
 
 @dataclass(frozen=True)
