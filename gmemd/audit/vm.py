@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
+from gmemd.audit.asked import Asked
 from gmemd.audit.counters import read_counters
+from gmemd.audit.held import sample_region
 from gmemd.audit.jobs import Jobs
 from gmemd.audit.model import VmAudit
+from gmemd.audit.sampling import allocate
 from gmemd.audit.scan import WINDOW_BYTES, scan_region
 from gmemd.plan.model import Strategy
 from gmemd.spec.model import Backend, PolicyMode
@@ -18,7 +22,26 @@ if TYPE_CHECKING:
     from pathlib import Path
     from threading import Event
 
+    from gmemd.audit.model import RegionAudit
     from gmemd.plan.model import RegionPlan
+
+
+EVERY_PAGE = Asked()
+
+
+class _Look(TypedDict):
+    """What a region's scan and its sample both are told."""
+
+    guest_node: int
+    index: int
+    size_bytes: int
+    page_size: int
+    offset: int
+    readable: bool
+    policy_kept: bool
+    idle: bool
+    stop: Event | None
+    progress: Callable[[int], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +63,9 @@ def audit_vm(
     stop: Event | None = None,
     counters_cgroup: Path | None = None,
     window_bytes: int = WINDOW_BYTES,
-    jobs: int = 1,
+    asked: Asked = EVERY_PAGE,
 ) -> VmAudit:
-    """Scan a VM's regions; blocking, for a thread of its own, or for as many as ``jobs`` says.
+    """Look at a VM's regions as is ``asked``; blocking, for a thread of its own.
 
     ``readable`` is False for confidential VMs, ``idle`` says that nobody uses the memory now
     (`scan_region` has what depends on it).
@@ -60,28 +83,31 @@ def audit_vm(
         if progress is not None:
             progress(done, total)
 
-    with Jobs(jobs) as threads:
-        audited = tuple(
-            replace(
-                scan_region(
-                    region.fd,
-                    guest_node=region.plan.guest_node,
-                    index=region.plan.index,
-                    size_bytes=region.plan.size_bytes,
-                    page_size=region.plan.page_size,
-                    offset=region.offset,
-                    readable=readable,
-                    policy_kept=may_hold_policy(region.plan),
-                    idle=idle,
-                    window_bytes=window_bytes,
-                    stop=stop,
-                    progress=advance,
-                    jobs=threads,
-                ),
-                verified_timestamp=started,
-            )
-            for region in regions
-        )
+    with Jobs(asked.jobs) as jobs:
+
+        def look(region: AuditedRegion, pages: int) -> RegionAudit:
+            how: _Look = {
+                "guest_node": region.plan.guest_node,
+                "index": region.plan.index,
+                "size_bytes": region.plan.size_bytes,
+                "page_size": region.plan.page_size,
+                "offset": region.offset,
+                "readable": readable,
+                "policy_kept": may_hold_policy(region.plan),
+                "idle": idle,
+                "stop": stop,
+                "progress": advance,
+            }
+            if pages:
+                return _sampled(region.fd, pages, asked, how)
+            return scan_region(region.fd, window_bytes=window_bytes, jobs=jobs, **how)
+
+        shares = pages_asked(regions, asked)
+        seen = [look(*each) for each in zip(regions, shares, strict=True)]
+    audited = tuple(
+        found if found.sample is not None else replace(found, verified_timestamp=started)
+        for found in seen
+    )
     counters = None
     if counters_cgroup is not None:
         page_sizes = {region.plan.page_size for region in regions}
@@ -90,11 +116,43 @@ def audit_vm(
         vm=vm,
         started_timestamp=started,
         duration_seconds=time.monotonic() - clock,
-        cpu_seconds=time.thread_time() - cpu + threads.cpu_seconds,
+        cpu_seconds=time.thread_time() - cpu + jobs.cpu_seconds,
         regions=audited,
         counters=counters,
         counters_cgroup=str(counters_cgroup) if counters is not None else "",
     )
+
+
+def pages_asked(regions: Sequence[AuditedRegion], asked: Asked) -> list[int]:
+    """How many pages of each region are drawn; 0: every page is looked at."""
+    pages = asked.sample_pages
+    if pages is None or asked.every_page:
+        return [0] * len(regions)
+    return [pages] * len(regions) if asked.margin is not None else shares_of(regions, pages)
+
+
+def shares_of(regions: Sequence[AuditedRegion], sample_pages: int) -> list[int]:
+    """The pages that are drawn of each region: those of a guest node are for all its regions."""
+    shares = dict.fromkeys(range(len(regions)), 0)
+    for guest_node in {region.plan.guest_node for region in regions}:
+        mine = [i for i in shares if regions[i].plan.guest_node == guest_node]
+        pages = [regions[i].plan.size_bytes // regions[i].plan.page_size for i in mine]
+        shares |= zip(mine, allocate(pages, sample_pages), strict=True)
+    return list(shares.values())
+
+
+def _sampled(fd: int, pages: int, asked: Asked, how: _Look) -> RegionAudit:
+    found = sample_region(
+        fd,
+        sample_pages=pages,
+        rng=random.Random(),  # noqa: S311  a sample, no secret
+        clustered=asked.margin is None,
+        confidence=asked.confidence,
+        **how,
+    )
+    if found.sample is None:
+        return found
+    return replace(found, sample=replace(found.sample, margin=asked.margin))
 
 
 def may_hold_policy(plan: RegionPlan) -> bool:

@@ -14,9 +14,8 @@ from gmemd.audit.counters import read_counters
 from gmemd.audit.held import sample_region
 from gmemd.audit.model import VmAudit
 from gmemd.audit.rolling import RollingRegion
-from gmemd.audit.sampling import allocate
 from gmemd.audit.scan import AuditStoppedError
-from gmemd.audit.vm import may_hold_policy
+from gmemd.audit.vm import may_hold_policy, shares_of
 from gmemd.spec.model import Backend
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def watch_vm(
     clock, cpu = time.monotonic(), time.thread_time()
     for region in regions:
         rolling.add(key_of(region), _rolling(region, watch))
-    shares = _shares(regions, watch.sample_pages)
+    shares = shares_of(regions, watch.sample_pages)
     new_bytes = sum(
         region.plan.size_bytes for region in regions if not rolling.is_verified(key_of(region))
     )
@@ -105,14 +104,16 @@ def _rolling(region: AuditedRegion, watch: Watch) -> RollingRegion:
     )
 
 
-def _shares(regions: Sequence[AuditedRegion], sample_pages: int) -> list[int]:
-    """The pages that are drawn of each region: those of a guest node are for all its regions."""
-    shares = dict.fromkeys(range(len(regions)), 0)
-    for guest_node in {region.plan.guest_node for region in regions}:
-        mine = [i for i in shares if regions[i].plan.guest_node == guest_node]
-        pages = [regions[i].plan.size_bytes // regions[i].plan.page_size for i in mine]
-        shares |= zip(mine, allocate(pages, sample_pages), strict=True)
-    return list(shares.values())
+def with_verified(
+    audit: VmAudit, regions: Sequence[AuditedRegion], rolling: RollingScan
+) -> VmAudit:
+    """The same with the age of what the rolling scan has seen of regions that were sampled."""
+    dated = []
+    for found, region in zip(audit.regions, regions, strict=True):
+        verified = rolling.verified(key_of(region)) if found.sample is not None else None
+        oldest = verified.oldest_timestamp if verified is not None else found.verified_timestamp
+        dated.append(replace(found, verified_timestamp=oldest))
+    return replace(audit, regions=tuple(dated))
 
 
 def _watched(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gmemd.cli.audit import DEFAULT_SAMPLE_PAGES
 from gmemd.cli.output import console, print_json
 from gmemd.cli.progress import progress_bar
 from gmemd.client import Client
@@ -12,7 +13,7 @@ from gmemd.client.errors import AuditFailedError, NotAuditableError
 if TYPE_CHECKING:
     import argparse
 
-    from gmemd.client.types import Vm
+    from gmemd.client.types import AuditOptions, Vm
 
 
 def audit_by_daemon(args: argparse.Namespace) -> int:
@@ -22,7 +23,7 @@ def audit_by_daemon(args: argparse.Namespace) -> int:
     client = Client(args.socket)
     name = args.vm
     try:
-        vm: Any = _audit(client, name, where=args.where)
+        vm: Any = _audit(client, name, _asked(args))
     except (NotAuditableError, AuditFailedError) as error:
         error.hint = error.hint or f"`gmemd status {name}` says what to do about it"
         raise
@@ -47,15 +48,26 @@ def _print(client: Client, vm: dict[str, Any], *, where: bool) -> None:
         print_where(console(), vm)
 
 
-def _audit(client: Client, name: str, *, where: bool) -> Vm:
+def _asked(args: argparse.Namespace) -> AuditOptions:
+    """What the command line asks for; where it says nothing, a sample."""
+    if args.where:
+        return {"where": True, "jobs": args.jobs}
+    if args.full:
+        return {"full": True, "jobs": args.jobs}
+    if args.margin is not None:
+        return {"margin": args.margin, "confidence": args.confidence}
+    return {"sample_pages": args.sample or DEFAULT_SAMPLE_PAGES, "confidence": args.confidence}
+
+
+def _audit(client: Client, name: str, asked: AuditOptions) -> Vm:
     """Call the daemon; at a terminal, show how far it is."""
     words = f"looking at the pages of {name}"
     with progress_bar(words) as note:
         if note is None:
-            return client.audit(name, where=where)
+            return client.audit(name, **asked)
         show = note
 
         def advance(looked_at: int, total: int) -> None:
             show(looked_at / total, words)
 
-        return client.audit(name, where=where, progress=advance)
+        return client.audit(name, progress=advance, **asked)

@@ -20,10 +20,11 @@ from gmemd.client.wire import DEFAULT_SOCKET, Incoming, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
+    from typing import Unpack
 
     from gmemd.client.memory import Memory, Offered, Placed, Progress
     from gmemd.client.requests import Change
-    from gmemd.client.types import Listed, Planned, Reloaded, Vm
+    from gmemd.client.types import AuditOptions, Listed, Planned, Reloaded, Vm
     from gmemd.client.wire import Reply
 
 __all__ = [
@@ -127,14 +128,14 @@ class Client:
         self,
         vm: str,
         *,
-        where: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        **asked: Unpack[AuditOptions],
     ) -> Vm:
         """Audit a VM now; ``progress`` is called with the bytes that were looked at, and all.
 
-        ``where``: its regions tell where in them what is, too, from a look at every page.
+        Of memory that the daemon holds every page is looked at, unless ``asked`` says otherwise.
         """
-        return self._last(requests.audit(vm, progress, where=where))
+        return self._last(requests.audit(vm, progress, **asked))
 
     def release(self, vm: str, *, force: bool = False) -> str:
         """Give a VM's memory back; returns the state that it is in then."""

@@ -14,10 +14,11 @@ from gmemd.client.wire import DEFAULT_SOCKET, Incoming, Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from typing import Unpack
 
     from gmemd.client.memory import Memory, Offered, Placed, Progress
     from gmemd.client.requests import Change
-    from gmemd.client.types import Listed, Planned, Reloaded, Vm
+    from gmemd.client.types import AuditOptions, Listed, Planned, Reloaded, Vm
     from gmemd.client.wire import Reply
 
 _BUSY_PAUSE_SECONDS = 0.02
@@ -92,11 +93,11 @@ class AsyncClient:
         self,
         vm: str,
         *,
-        where: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        **asked: Unpack[AuditOptions],
     ) -> Vm:
         """Audit a VM now."""
-        return await self._last(requests.audit(vm, progress, where=where))
+        return await self._last(requests.audit(vm, progress, **asked))
 
     async def release(self, vm: str, *, force: bool = False) -> str:
         """Give a VM's memory back; returns the state that it is in then."""

@@ -10,9 +10,10 @@ from gmemd.client.wire import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Unpack
 
     from gmemd.client.memory import Memory, Offered, Placed, Progress
-    from gmemd.client.types import Listed, Planned, Reloaded, Vm
+    from gmemd.client.types import AuditOptions, Listed, Planned, Reloaded, Vm
     from gmemd.client.wire import Reply
 
 
@@ -130,14 +131,19 @@ def handover(vm: str, holder: int) -> Request[int]:
     )
 
 
-def audit(vm: str, progress: Callable[[int, int], None] | None, *, where: bool) -> Request[Vm]:
+def audit(
+    vm: str, progress: Callable[[int, int], None] | None, **asked: Unpack[AuditOptions]
+) -> Request[Vm]:
     """Audit; ``progress`` gets the bytes that were looked at, and all."""
 
     def advance(told: dict[str, Any]) -> None:
         if progress is not None and told.get("looked_at") is not None and told.get("total"):
             progress(told["looked_at"], told["total"])
 
-    parameters = {"vm": vm, "where": True if where else None}
+    parameters: dict[str, Any] = {
+        "vm": vm,
+        **{name: value or None for name, value in asked.items()},
+    }
     return Request("Audit", parameters, _vm, progress=advance if progress is not None else None)
 
 

@@ -16,6 +16,22 @@ class Policy(TypedDict):
     host_nodes: list[int]
 
 
+class AuditOptions(TypedDict, total=False):
+    """What an audit is to look at, and to tell.
+
+    ``where`` tells where in the regions what is, from a look at every page, which ``full`` is, too,
+    with ``jobs`` threads. ``sample_pages`` are of each guest node; ``margin`` and ``confidence``
+    are ratios.
+    """
+
+    where: bool
+    full: bool
+    sample_pages: int | None
+    margin: float | None
+    confidence: float | None
+    jobs: int | None
+
+
 class Sample(TypedDict):
     """Pages drawn at random."""
 

@@ -23,6 +23,7 @@ from gmemd.spec.model import Source
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from gmemd.audit.asked import Asked
     from gmemd.daemon.adopting import Adopting
     from gmemd.daemon.fleet import Fleet
     from gmemd.daemon.handing import Handing
@@ -81,13 +82,13 @@ class Desk:
         """Read config and specs again; raises ReloadFailed with everything as it was."""
         return await self._reload()
 
-    async def audit(self, vm: str, *, where: bool) -> AsyncIterator[tuple[int, int] | None]:
+    async def audit(self, vm: str, asked: Asked) -> AsyncIterator[tuple[int, int] | None]:
         """Audit a VM now; gives bytes looked at and in all. Raises NotAuditable, AuditFailed."""
         if self._reconciler.observer.runs(vm):
-            await self._audit_observed(vm, where=where)
+            await self._audit_observed(vm, asked)
             return
         managed = self._handing.vm(vm)
-        auditing = asyncio.create_task(self._reconciler.audit_now(vm, where=where))
+        auditing = asyncio.create_task(self._reconciler.audit_now(vm, asked))
         while not (await asyncio.wait({auditing}, timeout=PROGRESS_SECONDS))[0]:
             yield managed.looked_at
         auditing.result()
@@ -96,10 +97,10 @@ class Desk:
         if managed.audit_error:
             raise errors.AuditFailed(vm=vm, message=managed.audit_error, hint=None)
 
-    async def _audit_observed(self, name: str, *, where: bool) -> None:
+    async def _audit_observed(self, name: str, asked: Asked) -> None:
         """Look at a running VM now; raises NotAuditable and AuditFailed."""
         try:
-            seen = await self._reconciler.observer.audit_now(name, where=where)
+            seen = await self._reconciler.observer.audit_now(name, asked)
         except GmemdError as error:
             raise errors.AuditFailed(vm=name, message=error.message, hint=error.hint) from error
         self._reconciler.look_at_all()

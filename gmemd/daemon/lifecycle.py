@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gmemd.audit.scan import RESIDENCY_CHANGED, AuditStoppedError
+from gmemd.audit.vm import EVERY_PAGE
 from gmemd.audit.watching import Watch
 from gmemd.daemon.varlink.errors import NoSuchVM
 from gmemd.daemon.vm import Failure, Work
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
     from pathlib import Path
 
+    from gmemd.audit.asked import Asked
     from gmemd.audit.model import VmAudit
     from gmemd.daemon.fleet import Fleet
     from gmemd.daemon.vm import ManagedVm
@@ -194,8 +196,8 @@ class Lifecycle:
             log.warning("%s: not admitted: %s", vm.name, message)
         return None
 
-    async def audit(self, vm: ManagedVm, *, where: bool = False) -> None:
-        """Look at all of a VM's pages, and judge it; ``where`` in its regions, if that is asked."""
+    async def audit(self, vm: ManagedVm, asked: Asked = EVERY_PAGE) -> None:
+        """Look at a VM's pages as is asked, and judge it."""
 
         def note(looked_at: int, total: int) -> None:
             vm.looked_at = looked_at, total
@@ -209,7 +211,8 @@ class Lifecycle:
                 holders_cgroup=payer,
                 progress=note,
                 stop=vm.cancel,
-                layout=layout_of(vm) if where else None,
+                asked=asked,
+                layout=layout_of(vm) if asked.where else None,
             )
 
         await self._audit(vm, look)

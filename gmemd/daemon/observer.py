@@ -15,6 +15,7 @@ from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
+from gmemd.audit.asked import Asked
 from gmemd.audit.observed import Effort, Unknown
 from gmemd.audit.scan import AuditStoppedError
 from gmemd.daemon.observing import Finder, Found
@@ -146,16 +147,16 @@ class Observer:
         """End what runs in the thread, at its next chance."""
         self._stop.set()
 
-    async def audit_now(self, name: str, *, where: bool) -> VmStatus | None:
+    async def audit_now(self, name: str, asked: Asked) -> VmStatus | None:
         """Look at one VM now; None where none of that name runs (any more).
 
-        ``where``: look at every page, and tell where in its regions what is. Raises GmemdError
-        where looking at it failed; what was known of it still is.
+        Where nothing else is asked, as is done again and again. Raises GmemdError where looking at
+        it failed; what was known of it still is.
         """
         vm = self._vms.get(name)
         if vm is None:
             return None
-        await self._look(vm, await self._host(), where=where)
+        await self._look(vm, await self._host(), asked)
         if vm.failure:
             raise GmemdError(vm.failure)
         return vm.status if self._vms.get(name) is vm else None
@@ -245,16 +246,16 @@ class Observer:
             if spec.source is Source.ADOPT and (vm is None or vm.vmm.pid not in held):
                 self._adoptable(spec, vm)
 
-    async def _look(self, vm: Watched, host: Host, *, where: bool = False) -> None:
+    async def _look(self, vm: Watched, host: Host, asked: Asked | None = None) -> None:
         """Look at one VM, and take on what was seen."""
         found = vm.found
         try:
-            with nullcontext() if where else _noting(f"looking at {vm.name}"):
+            with nullcontext() if asked else _noting(f"looking at {vm.name}"):
                 seen, cpu_seconds = await self._workers.observe(
-                    _timed, lambda: self._see(found, host, where=where)
+                    _timed, lambda: self._see(found, host, asked or Asked())
                 )
             vm.looked_at = time.monotonic()
-            if not where:
+            if asked is None:
                 self._workers.scanning.looks.spend(cpu_seconds)
         except AuditStoppedError:
             return
@@ -272,15 +273,18 @@ class Observer:
         vm.news = vm.found.spec != found.spec
         self._changed()
 
-    def _see(self, found: FoundVm, host: Host, *, where: bool) -> VmStatus | None:
+    def _see(self, found: FoundVm, host: Host, asked: Asked) -> VmStatus | None:
         """In the thread: how a VM is; None where it isn't what it was found to be any more."""
         if self._finder is None:
             self._finder = Finder()
         effort = Effort(
-            None if where else self._wanted.sample_pages,
+            None if asked.every_page else asked.sample_pages or self._wanted.sample_pages,
             random.Random(),  # noqa: S311  a sample, no secret
             self._stop,
-            where=where,
+            where=asked.where,
+            confidence=asked.confidence,
+            margin=asked.margin,
+            jobs=asked.jobs,
         )
         seen = self._finder.observe(found, host, effort)
         gone = seen.running is not None and seen.running.unknown == Unknown.GONE

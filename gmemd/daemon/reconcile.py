@@ -25,6 +25,7 @@ from gmemd.spec.model import OnVmmExit, Source, waiting_reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from gmemd.audit.asked import Asked
     from gmemd.daemon.desired import Desired
     from gmemd.daemon.fleet import Fleet
     from gmemd.daemon.holding import Holder
@@ -129,16 +130,13 @@ class Reconciler:
             *(self._fleet.workers.release(vm.regions) for vm in vms), return_exceptions=True
         )
 
-    async def audit_now(self, name: str, *, where: bool) -> ManagedVm:
-        """Audit a VM that has memory; waits for what is under way. Raises GmemdError.
-
-        ``where``: tell where in its regions what is, too.
-        """
+    async def audit_now(self, name: str, asked: Asked) -> ManagedVm:
+        """Audit a VM that has memory; waits for what is under way. Raises GmemdError."""
         vm = self._fleet.vms[name]
         while vm.busy and vm.task is not None:
             await asyncio.wait([vm.task])
         if vm.regions:
-            self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.audit(vm, where=where))
+            self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.audit(vm, asked))
             await asyncio.wait([vm.task] if vm.task is not None else [])
             self.publish()
         return vm

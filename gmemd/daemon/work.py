@@ -16,8 +16,8 @@ from threading import Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gmemd.audit.locating import locate_vm
-from gmemd.audit.vm import AuditedRegion, audit_vm
-from gmemd.audit.watching import Watch, watch_vm
+from gmemd.audit.vm import EVERY_PAGE, AuditedRegion, audit_vm
+from gmemd.audit.watching import Watch, watch_vm, with_verified
 from gmemd.daemon.scanning import Scanning
 from gmemd.host.reading import read_host
 from gmemd.memory.passed import MemoryFiles
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from gmemd.audit.asked import Asked
     from gmemd.audit.model import VmAudit
     from gmemd.host.model import Feature, Host
     from gmemd.memory.passed import MemoryFile
@@ -122,9 +123,10 @@ class Workers:
         holders_cgroup: Path | None,
         progress: Callable[[int, int], None],
         stop: threading.Event,
+        asked: Asked = EVERY_PAGE,
         layout: Mapping[tuple[int, int], Sequence[Extent]] | None = None,
     ) -> VmAudit:
-        """Audit a VM's regions. Raises KernelError and AuditStoppedError.
+        """Audit a VM's regions as is asked. Raises KernelError and AuditStoppedError.
 
         ``idle``: nobody uses them. ``holders_cgroup`` pays for what no cgroup of gmemd's own does;
         ``progress`` gets bytes looked at and bytes in all. With a ``layout``, which may be empty,
@@ -140,11 +142,12 @@ class Workers:
             idle=idle,
             stop=stop,
             counters_cgroup=_payer(regions, holders_cgroup),
+            asked=asked,
         )
 
         def look() -> VmAudit:
             if layout is None or confidential:
-                return audit(progress=progress)
+                return with_verified(audit(progress=progress), audited, self.scanning.rolling)
             seen = audit(progress=lambda done, total: progress(done, 2 * total))
             return locate_vm(
                 seen,

@@ -19,8 +19,10 @@ from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 import gmemd
+from gmemd.audit.asked import Asked
 from gmemd.daemon.varlink import errors
 from gmemd.daemon.varlink import interface as io
+from gmemd.daemon.varlink.asked import asked_for
 from gmemd.daemon.varlink.listing import Listing
 from gmemd.daemon.varlink.peer import Peer
 from gmemd.daemon.varlink.protocol import Call, current_call
@@ -50,11 +52,8 @@ class Service(Protocol):
     async def reload(self) -> io.ReloadResult:
         """Read config and specs again."""
 
-    def audit(self, vm: str, *, where: bool) -> AsyncIterator[tuple[int, int] | None]:
-        """Audit a VM now; gives bytes looked at and in all while it goes on.
-
-        ``where``: tell where in its regions what is, too.
-        """
+    def audit(self, vm: str, asked: Asked) -> AsyncIterator[tuple[int, int] | None]:
+        """Audit a VM now; gives bytes looked at and in all while it goes on."""
 
     def acquire(
         self,
@@ -182,12 +181,28 @@ class GmemdInterface(VarlinkInterface, name=io.INTERFACE):
 
     @varlinkmethod(return_type=io.AuditResult)
     async def Audit(  # noqa: N802  as above
-        self, *, vm: str, where: bool | None = None
+        self,
+        *,
+        vm: str,
+        where: bool | None = None,
+        full: bool | None = None,
+        sample_pages: int | None = None,
+        margin: float | None = None,
+        confidence: float | None = None,
+        jobs: int | None = None,
     ) -> AsyncIterator[AnnotatedResult]:
         """One VM, audited now."""
+        asked = asked_for(
+            where=where,
+            full=full,
+            sample_pages=sample_pages,
+            margin=margin,
+            confidence=confidence,
+            jobs=jobs,
+        )
         await self._require_use(vm)
         self._known(vm)
-        async with aclosing(cast("Any", self._service.audit(vm, where=bool(where)))) as steps:
+        async with aclosing(cast("Any", self._service.audit(vm, asked))) as steps:
             async for looked_at in steps:
                 done, total = looked_at or (0, 0)
                 interim = {"vm": _told(self._known(vm)), "looked_at": done, "total": total}

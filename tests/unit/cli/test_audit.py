@@ -101,6 +101,55 @@ def test_where(
     assert asked == [{"vm": "vm", "where": True}] * 2
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ((), {"sample_pages": 4096}),
+        (("--sample", "300", "--confidence", "99%"), {"sample_pages": 300, "confidence": 0.99}),
+        (("--margin", "0.5%"), {"margin": 0.005}),
+        (("--full",), {"full": True}),
+        (("--full", "-j", "3"), {"full": True, "jobs": 3}),
+    ],
+)
+def test_how_much_is_looked_at(
+    audit: Callable[..., int], stub: Stub, options: tuple[str, ...], asked: dict[str, object]
+) -> None:
+    assert audit(PLACED, *options) == 0
+    (call,) = [call.parameters for call in stub.calls if call.method == "Audit"]
+    assert call == {"vm": "vm"} | asked
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--full", "--margin", "1%"), "not allowed with"),
+        (("--sample", "300", "--margin", "1%"), "not allowed with"),
+        (("--where", "--margin", "1%"), "looks at every page"),
+        (("--full", "--confidence", "99%"), "looks at every page"),
+        (("-j", "2"), "add --full"),
+        (("--full", "-j", "0"), "1 to"),
+        (("--margin", "0%"), "from 0.1% to 25%"),
+        (("--margin", "1"), "write 1%"),
+        (("--confidence", "100%"), "from 50% to 99.99%"),
+        (("--margin", "0.1%", "--confidence", "99.99%"), "use a wider margin"),
+    ],
+)
+def test_what_goes_together(
+    audit: Callable[..., int],
+    stub: Stub,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    try:
+        code = audit(PLACED, *options)
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code == 2
+    assert said in capsys.readouterr().err
+    assert not stub.calls
+
+
 def test_a_picture_that_cant_be_written(
     audit: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

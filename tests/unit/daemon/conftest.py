@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from gmemd.audit.asked import Asked
     from gmemd.daemon.varlink.interface import ReloadResult
     from gmemd.daemon.varlink.peer import Peer
 
@@ -43,8 +44,8 @@ class IdleService:
     async def change(self) -> None:
         await asyncio.Event().wait()
 
-    async def audit(self, vm: str, *, where: bool) -> AsyncIterator[tuple[int, int] | None]:
-        yield (0, 1) if where else None
+    async def audit(self, vm: str, asked: Asked) -> AsyncIterator[tuple[int, int] | None]:
+        yield (0, 1) if asked.where else None
         raise NotAuditable(vm=vm, state="waiting", message="no memory")
 
 
