@@ -71,6 +71,29 @@ def holds(found: RegionAudit, pages: int) -> bool:
     return fewest <= pages <= most
 
 
+def test_pages_are_drawn_until_enough_exist(target: Target) -> None:
+    memory = target.call("anonymous", SIZE)
+    for page in range(0, PAGES, 4):
+        target.call("touch", memory + page * PAGE, 1, PAGE)
+    once = audit(target, (memory, SIZE), sample_pages=200)
+    assert once.sample is not None
+    assert once.sample.drawn == 200 > hits(once)
+    covered: list[int] = []
+    found = audit(
+        target,
+        (memory, SIZE),
+        sample_pages=200,
+        most_draws=16,
+        confidence=0.99,
+        progress=covered.append,
+    )
+    assert found.sample is not None
+    assert 200 <= hits(found) <= 240
+    assert found.sample.confidence == 0.99
+    assert sum(covered) == SIZE
+    assert holds(found, PAGES // 4)
+
+
 def test_small_pages_are_told_exactly(target: Target) -> None:
     memory = target.call("anonymous", SIZE)
     target.call("touch", memory, 1000, 3 * PAGE)

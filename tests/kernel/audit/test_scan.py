@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from gmemd.audit.asked import Asked
 from gmemd.audit.scan import AuditStoppedError, scan_region
 from gmemd.audit.vm import AuditedRegion, audit_vm
 from gmemd.kernel.errors import injected_failure
@@ -216,6 +218,29 @@ def test_a_vm_is_all_its_regions(make_memory: Callable[[int], Memory], tmp_path:
     assert found.counters == {0: 4096, 1: 8192}
     assert found.cpu_seconds > 0
     assert found.duration_seconds > 0
+
+
+@pytest.mark.parametrize("source", ["guest_memfd", "memfd"])
+def test_a_vm_is_looked_at_as_is_asked(
+    make_memory: Callable[[int], Memory], memfd: int, source: str
+) -> None:
+    fd = make_memory(SIZE).fd if source == "guest_memfd" else memfd
+    allocate(fd, 0, SIZE // 2)
+    for idle in (True, False):
+        regions = [AuditedRegion(fd, plan(0))]
+        whole = audit_vm("db-01", regions, idle=idle)
+        by_many = audit_vm("db-01", regions, idle=idle, asked=Asked(full=True, jobs=3))
+        assert [replace(seen, verified_timestamp=None) for seen in by_many.regions] == [
+            replace(seen, verified_timestamp=None) for seen in whole.regions
+        ]
+        assert by_many.cpu_seconds > 0
+        asked = Asked(sample_pages=256, margin=0.06, confidence=0.9)
+        (drawn,) = audit_vm("db-01", regions, idle=idle, asked=asked).regions
+        assert drawn.sample is not None
+        assert (drawn.sample.margin, drawn.sample.confidence) == (0.06, 0.9)
+        assert 256 <= sum(drawn.sample.by_node.values()) <= 300
+        assert drawn.resident_bytes == pytest.approx(SIZE / 2, rel=0.2)
+        assert drawn.verified_timestamp is None
 
 
 def test_counters_that_are_not_there_are_none(memory: Memory, tmp_path: Path) -> None:

@@ -7,15 +7,18 @@ import tracemalloc
 from collections import Counter
 from random import Random
 
-from hypothesis import given
+import pytest
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from gmemd.audit.model import RegionAudit, Sample
 from gmemd.audit.sampling import (
     LEAST_CLUSTERS,
     allocate,
     cluster_pages,
     count_clusters,
     draw_pages,
+    estimated,
     pages_for,
     pages_of,
 )
@@ -167,3 +170,27 @@ def test_so_many_pages_tell_any_share_to_within_the_margin(
     if n_pages > 2:
         fewer = wilson((n_pages - 2) / 2, n_pages - 2, confidence)
         assert fewer.upper - fewer.lower > 2 * margin
+
+
+counts = st.integers(0, 3000)
+
+
+@given(
+    by_node=st.dictionaries(st.integers(0, 7), counts, max_size=4),
+    unknown=counts,
+    absent=counts,
+    more=st.integers(0, 1 << 30),
+    page_size=st.sampled_from([4096, 1 << 21, 1 << 30]),
+)
+def test_estimates_add_up_to_what_is_there(
+    by_node: dict[int, int], unknown: int, absent: int, more: int, page_size: int
+) -> None:
+    drawn = sum(by_node.values()) + unknown + absent
+    assume(drawn)
+    sample = Sample(drawn + more, drawn, by_node, unknown)
+    size = (drawn + more) * page_size
+    seen = estimated(RegionAudit(0, 0, size, page_size, 0, {}), sample)
+    assert sum(seen.by_node.values()) + seen.unknown_bytes == seen.resident_bytes <= size
+    held = {**seen.by_node, -1: seen.unknown_bytes}
+    for node, found in {**by_node, -1: unknown}.items():
+        assert held.get(node, 0) == pytest.approx(size * found / drawn, abs=page_size)
