@@ -43,7 +43,7 @@ def test_what_is_large_is_sampled_until_the_scan_has_been_there(daemon: Daemon) 
         daemon.wait_for("large", "ready")
         told = region(daemon)
         assert told["sample"]["population"] == LARGE // 4096
-        assert told["sample"]["drawn"] >= 1024
+        assert told["sample"]["drawn"] >= 256
         assert told["resident"] == LARGE
         assert told["verified_timestamp"] is None
         assert 'verified_timestamp_seconds{guest_node="0"' not in " ".join(daemon.metrics())
@@ -105,5 +105,5 @@ def test_audits_go_on_and_rest(daemon: Daemon) -> None:
             )
         )
         metrics = daemon.metrics()
-        assert metrics["gmemd_audit_duration_seconds_count"] >= 3
+        assert metrics["gmemd_audit_duration_seconds_count"] >= 2
         assert not [name for name in metrics if name.startswith("gmemd_audit_errors_total")]
