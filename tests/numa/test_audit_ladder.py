@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
+from gmemd.audit.budget import CpuBudget
 from gmemd.audit.held import sample_region
 from gmemd.audit.kept import KeptWindows
 from gmemd.audit.rolling import RollingRegion, RollingScan
@@ -67,8 +68,9 @@ def test_pages_made_again_on_another_node_are_found_exactly(vm: PlacedVm) -> Non
 def test_a_rolling_scan_tells_what_a_scan_tells(vm: PlacedVm) -> None:
     allocate(vm.fd, 0, SIZE // 2)
     with KeptWindows(8 * MIB) as kept:
-        rolling = RollingScan(1e9, kept=kept, window_bytes=8 * MIB)
+        rolling = RollingScan(CpuBudget(1e9), kept=kept, window_bytes=8 * MIB)
         rolling.add("db", RollingRegion(vm.fd, 0, 0, SIZE, PAGE, idle=True))
+        rolling.scan_now("db")
         for _ in range(2):
             for _ in range(8):
                 rolling.step()
