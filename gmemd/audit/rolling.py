@@ -132,6 +132,13 @@ class RollingScan:
                 heappush(self._queues[False], (0.0, next(self._order), rolling))
             self._lock.notify_all()
 
+    def note_use(self, key: Hashable) -> None:
+        """Take note that somebody uses a region from now on: what changes in it is no error."""
+        with self._lock:
+            rolling = self._regions.get(key)
+            if rolling is not None:
+                rolling.region = replace(rolling.region, idle=False)
+
     def remove(self, key: Hashable) -> None:
         """Look at a region no more, and keep nothing of it mapped; a look under way ends first."""
         with self._lock:

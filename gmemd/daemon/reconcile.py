@@ -146,6 +146,7 @@ class Reconciler:
         if vm.holder is not None and vm.holder is not holder:
             vm.holder.close()
         vm.holder = holder
+        self._fleet.workers.scanning.note_use(vm.regions)
         holder.watch(lambda: self._holder_exited(vm, holder))
         log.info("%s: held by pid %d (%s)", vm.name, holder.pid, holder.facts.program)
         self._looks.add(task := asyncio.create_task(self._look_again(vm), context=Context()))

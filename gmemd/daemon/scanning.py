@@ -70,6 +70,11 @@ class Scanning:
         for region in regions:
             self.rolling.remove((region.fd, region.offset))
 
+    def note_use(self, regions: Iterable[Region]) -> None:
+        """Take note that somebody is about to get hold of regions."""
+        for region in regions:
+            self.rolling.note_use((region.fd, region.offset))
+
     def take_looked(self) -> Looked:
         """Give what the scan has done since the last call."""
         return self.rolling.take_looked()

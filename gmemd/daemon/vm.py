@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from gmemd.drift.bounds import bytes_between
 from gmemd.export.snapshot import RegionStatus, VmState, VmStatus
 from gmemd.plan.ledger import commitments
 from gmemd.plan.model import Strategy
@@ -219,13 +220,18 @@ class ManagedVm:
     def resident(self) -> Iterator[tuple[tuple[str, int, int], Mapping[int, int]]]:
         """What of its promises is there already: bytes by host node, by region.
 
-        Before the first audit it is taken from the prefault, in proportion to each node's part.
+        Before the first audit it is taken from the prefault, in proportion to each node's part; of
+        what grows by itself and was only sampled, it is what is there at the least.
         """
         audited = {(a.guest_node, a.index): a for a in self.audit.regions} if self.audit else {}
         for plan in self.promises():
             seen = audited.get((plan.guest_node, plan.index))
-            if seen is not None and seen.resident_bytes < plan.size_bytes:
-                there = dict(seen.by_node)
+            sampled = seen is not None and seen.sample is not None and not plan.prefault
+            if seen is not None and (sampled or seen.resident_bytes < plan.size_bytes):
+                there = {
+                    node: bytes_between(seen, node)[0] if sampled else held
+                    for node, held in seen.by_node.items()
+                }
             else:
                 ratio = 1.0 if seen is not None else self._prefaulted_ratio(plan)
                 there = {node: int(size * ratio) for node, size in plan.demand.items()}

@@ -34,13 +34,13 @@ def node_bounds(
     lower: dict[int, int] = {}
     upper: dict[int, int] = {}
     for node in sorted(nodes):
-        bounds = [_bytes_between(region.audit, node) for region in regions]
+        bounds = [bytes_between(region.audit, node) for region in regions]
         lower[node] = sum(least for least, _ in bounds)
         upper[node] = sum(most for _, most in bounds)
     return lower, upper
 
 
-def _bytes_between(audit: RegionAudit, node: int) -> tuple[int, int]:
+def bytes_between(audit: RegionAudit, node: int) -> tuple[int, int]:
     sample = audit.sample
     if sample is None:
         held = audit.by_node.get(node, 0)

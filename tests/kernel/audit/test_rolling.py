@@ -18,9 +18,10 @@ from gmemd.kernel.memfd import create_memfd
 from tests.kernel.audit.conftest import MIB, PAGE, Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gmemd.audit.model import RegionAudit
+    from gmemd.audit.scan import ReadRange
     from gmemd.audit.windows import Seen, Windows
 
 SIZE = 16 * MIB
@@ -303,6 +304,25 @@ def test_it_may_be_idle_now_and_in_use_then(memory: Memory) -> None:
     rolling.scan_now("db")
     rolling.add("db", region(memory, idle=False))
     assert rolling.is_verified("db")
+
+
+def test_what_comes_once_it_is_in_use_is_no_error(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.touch(0, 1)
+    rolling = unhurried()
+    rolling.add("db", region(memory))
+    has_changed = rolling_module.has_changed
+
+    def handed_out(fd: int, read: Sequence[ReadRange]) -> bool:
+        memory.touch(7, 1)
+        rolling.note_use("db")
+        return has_changed(fd, read)
+
+    monkeypatch.setattr(rolling_module, "has_changed", handed_out)
+    rolling.scan_now("db")
+    rolling.note_use("another")
+    assert seen(rolling, "db").errors == {}
 
 
 def test_a_look_that_fails_takes_that_region_out_until_it_is_added_again(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gmemd.audit.model import RegionAudit, VmAudit
+from gmemd.audit.model import RegionAudit, Sample, VmAudit
 from gmemd.daemon.vm import LONGEST_RETRY_SECONDS, ManagedVm, retry_seconds
 from gmemd.drift.model import VmDrift
 from gmemd.export.snapshot import VmState
@@ -96,6 +96,17 @@ def test_memory_not_prefaulted_stays_promised_until_seen() -> None:
     vm = provisioned()
     vm.regions[0].plan = replace(region_plan(), prefault=False)
     assert dict(vm.resident()) == {("vm", 0, 0): {0: 0}}
+
+
+def test_what_was_only_sampled_and_grows_by_itself_counts_for_what_it_is_at_the_least() -> None:
+    vm = provisioned()
+    sample = Sample(2048, 256, {0: 128})
+    seen = RegionAudit(0, 0, 8 * MIB, 4096, 4 * MIB, {0: 4 * MIB}, exact=False, sample=sample)
+    vm.audit = VmAudit("vm", 0.0, 0.0, 0.0, (seen,))
+    assert dict(vm.resident()) == {("vm", 0, 0): {0: 4 * MIB}}
+    vm.regions[0].plan = replace(region_plan(), prefault=False)
+    (there,) = dict(vm.resident()).values()
+    assert 3 * MIB < there[0] < 3.9 * MIB
 
 
 def test_a_broken_file_is_told_beside_the_version_in_force() -> None:
