@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests import preloaded
 from tests.qemu import Qemu, start_qemu
 
 if TYPE_CHECKING:
@@ -152,8 +153,11 @@ class Audited:
 
 def gmemd_audit(*arguments: str, prefix: Sequence[str] = ()) -> Audited:
     """Run ``gmemd audit`` as a process of its own."""
-    command = [*prefix, sys.executable, "-m", "gmemd", "audit", *arguments]
-    done = subprocess.run(command, capture_output=True, check=False)
+    if prefix:
+        command = [*prefix, sys.executable, "-m", "gmemd", "audit", *arguments]
+        done = subprocess.run(command, capture_output=True, check=False)
+    else:
+        done = preloaded.run("audit", *arguments)
     stderr = done.stderr.decode("utf-8", "replace")
     assert "Traceback" not in stderr, stderr
     return Audited(done.returncode, done.stdout.decode(), stderr)

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from random import Random
@@ -19,6 +18,7 @@ from gmemd.audit.observed import Effort, Unknown
 from gmemd.daemon.observing import Finder, FoundVm, observe
 from gmemd.export.snapshot import VmState, VmStatus
 from gmemd.host.reading import read_host
+from tests import preloaded
 from tests.kernel.target import Target, page_content
 from tests.kernel.vmms import MIB, Vmms, qemu_arguments
 from tests.qemu import start_qemu
@@ -26,7 +26,6 @@ from tests.qemu import start_qemu
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REPOSITORY = Path(__file__).parents[3]
 PATIENCE_SECONDS = 60
 MANY = 200
 ROUNDS = 6
@@ -53,12 +52,7 @@ class Audited:
 
     def __init__(self, *arguments: str) -> None:
         started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "gmemd", "audit", *arguments],
-            cwd=REPOSITORY,
-            capture_output=True,
-            check=False,
-        )
+        done = preloaded.run("audit", *arguments)
         self.seconds = time.monotonic() - started
         self.exit_code = done.returncode
         self.stdout = done.stdout.decode("utf-8")

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gmemd.client.blocking import NoDaemonError, call
+from tests import preloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 REPOSITORY = Path(__file__).parents[3]
+GMEMD = [sys.executable, "-m", "gmemd"]
 PATIENCE_SECONDS = 120
 
 VM = """\
@@ -59,7 +61,7 @@ class Daemon:
         self.socket = directory / "io.gmemd"
         self.log = directory / "log"
         self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: preloaded.Process | subprocess.Popen[bytes] | None = None
         self.configure()
 
     def configure(
@@ -87,18 +89,19 @@ class Daemon:
         return path
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "gmemd", *arguments]
+        return [*GMEMD, *arguments]
 
     @contextmanager
     def running(self, **environment: str) -> Iterator[Daemon]:
+        command = self.command("daemon", "--config", str(self.config))
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command("daemon", "--config", str(self.config)),
-                cwd=REPOSITORY,
-                env=os.environ | environment,
-                stdout=log,
-                stderr=log,
-            )
+            if command[: len(GMEMD)] == GMEMD:
+                arguments = command[len(GMEMD) :]
+                self.process = preloaded.start(arguments, log, **environment)
+            else:
+                self.process = subprocess.Popen(
+                    command, cwd=REPOSITORY, env=os.environ | environment, stdout=log, stderr=log
+                )
         try:
             self.until(self.answers)
             yield self
@@ -139,12 +142,9 @@ class Daemon:
         return self.describe(vm)
 
     def gmemd(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(arguments[0], "--socket", str(self.socket), *arguments[1:]),
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
+        done = preloaded.run(arguments[0], "--socket", str(self.socket), *arguments[1:])
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
 
     def json(self, *arguments: str) -> Any:  # noqa: ANN401  whatever the command prints
