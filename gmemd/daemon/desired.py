@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from gmemd.spec.loading import Loaded
+    from gmemd.spec.loading import KnownFiles, Loaded
     from gmemd.spec.model import VmSpec
     from gmemd.spec.problems import Problem
 
@@ -46,13 +46,16 @@ class Desired:
         return name in self.specs or name in self.broken
 
 
-def read_desired(directories: Sequence[Path], before: Desired | None = None) -> Desired:
+def read_desired(
+    directories: Sequence[Path], before: Desired | None = None, known: KnownFiles | None = None
+) -> Desired:
     """Read the directories; ``before`` is what was in force (None: at start).
 
+    ``known`` are files that were read before, and remembers these.
     Raises ReloadError where they can't be read, or hold no VM any more though they held some.
     """
     try:
-        loaded = load_directory(directories)
+        loaded = load_directory(directories, known)
     except SpecError as error:
         raise ReloadError(error.message, hint=error.hint) from error
     if before is not None and before.names and not loaded.names:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from operator import is_
 from typing import TYPE_CHECKING
 
 from gmemd.daemon.desired import Desired
@@ -69,6 +70,7 @@ class Fleet:
         self.stopping = False
         self.changes = 0
         self._told: set[asyncio.Future[None]] = set()
+        self._promised: tuple[list[Commitments], Commitments] = [], total(())
         self._told_at = 0.0
         self._news: asyncio.TimerHandle | None = None
 
@@ -142,7 +144,12 @@ class Fleet:
 
     def commitments(self) -> Commitments:
         """What all VMs were promised and don't have yet."""
-        return total(vm.commitments() for vm in self.vms.values())
+        parts = [vm.commitments() for vm in self.vms.values()]
+        before, promised = self._promised
+        if len(parts) != len(before) or not all(map(is_, parts, before)):
+            promised = total(parts)
+            self._promised = parts, promised
+        return promised
 
     async def known_host(self) -> Host:
         """The host's figures as last read, or now."""

@@ -34,6 +34,7 @@ from gmemd.export.http import MetricsServer
 from gmemd.export.instruments import Counters
 from gmemd.plan.admission import Reserve
 from gmemd.spec.config import DaemonConfig, load_config
+from gmemd.spec.loading import KnownFiles
 from gmemd.spec.problems import SpecError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._workers = Workers()
+        self._files = KnownFiles()
         self._fleet = Fleet(
             self._workers,
             self._counters,
@@ -189,7 +191,9 @@ class Daemon:
 
     async def _start(self, server: Server, metrics: MetricsServer, path: Path) -> None:
         """Take on the specs, serve, and say so."""
-        desired = await self._workers.read(read_desired, self._directories(self._config))
+        desired = await self._workers.read(
+            read_desired, self._directories(self._config), None, self._files
+        )
         self._log_problems(desired.problems)
         self._want(desired)
         await server.start_serving()
@@ -247,7 +251,9 @@ class Daemon:
     async def _read_again(self) -> ReloadResult:
         config = await self._workers.read(load_config, self._config_path)
         before = self._fleet.desired
-        desired = await self._workers.read(read_desired, self._directories(config), before)
+        desired = await self._workers.read(
+            read_desired, self._directories(config), before, self._files
+        )
         self._log_problems(desired.problems)
         holding = {
             name: vm.spec

@@ -243,10 +243,12 @@ class ManagedVm:
         return 1.0 if self.regions else self.progress.ratio if self.progress else 0.0
 
     def commitments(self) -> Commitments:
-        """What it was promised and doesn't have yet."""
+        """What it was promised and doesn't have yet: the same object as long as it is the same."""
         revision, known = self.revision, self._promised
         if known is None or known[0] is not revision:
-            known = revision, commitments(self.promises(), dict(self.resident()))
+            promised = commitments(self.promises(), dict(self.resident()))
+            same = known is not None and known[1] == promised
+            known = revision, known[1] if same and known is not None else promised
             self._promised = known
         return known[1]
 

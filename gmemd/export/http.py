@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from http.server import BaseHTTPRequestHandler
+from selectors import EVENT_READ, DefaultSelector
 from socketserver import TCPServer
 from threading import BoundedSemaphore, Lock, Thread
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -88,8 +89,7 @@ class MetricsServer:
         """Begin to answer, in threads."""
         for server in self._servers:
             thread = Thread(
-                target=server.serve_forever,
-                args=(_POLL_SECONDS,),
+                target=server.serve,
                 name=f"metrics {server.bound}",
                 daemon=True,
             )
@@ -100,7 +100,7 @@ class MetricsServer:
         """Stop accepting, cut off who is still connected, and wait for the threads."""
         if self._threads:
             for server in self._servers:
-                server.shutdown()
+                server.end()
         for thread in self._threads:
             thread.join()
         self._threads.clear()
@@ -250,12 +250,31 @@ class _Server(TCPServer):
         self.pages = pages
         self._slots = slots
         self._lock = Lock()
+        self._end, self._ended = socket.socketpair()
         self._deadlines: dict[socket.socket, float] = {}
         self._handlers: set[Thread] = set()
         try:
             super().__init__(sockaddr, _Handler)
         except OSError as error:
             raise _listen_error(address, error) from error
+
+    def serve(self) -> None:
+        """Answer until the end is told; nothing wakes this thread while nobody asks."""
+        with DefaultSelector() as selector:
+            selector.register(self.socket, EVENT_READ)
+            selector.register(self._ended, EVENT_READ)
+            while True:
+                ready = selector.select(_POLL_SECONDS if self._deadlines else None)
+                asked = [key.fileobj for key, _ in ready]
+                if self._ended in asked:
+                    return
+                if asked:
+                    self.handle_request()
+                self._cut_off_late()
+
+    def end(self) -> None:
+        """Have serve() return."""
+        self._end.send(b"\0")
 
     @property
     def bound(self) -> str:
@@ -283,8 +302,8 @@ class _Server(TCPServer):
             self._handlers.add(thread)
         thread.start()
 
-    def service_actions(self) -> None:
-        """Cut off whoever is past the deadline; serve_forever calls this at every turn."""
+    def _cut_off_late(self) -> None:
+        """Cut off whoever is past the deadline."""
         now = time.monotonic()
         self._cut_off(lambda deadline: deadline < now)
 
@@ -296,6 +315,8 @@ class _Server(TCPServer):
     def server_close(self) -> None:
         """Close the listening socket and every connection, and wait for their threads."""
         super().server_close()
+        self._end.close()
+        self._ended.close()
         self._cut_off(lambda _: True)
         with self._lock:
             handlers = list(self._handlers)

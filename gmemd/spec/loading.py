@@ -73,15 +73,36 @@ def parse_spec(data: bytes, *, file: str, stem: str | None = None) -> VmSpec:
     return resolve(vm, file)
 
 
+class KnownFiles:
+    """Files as they were read before: one that has the same bytes isn't parsed again."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[bytes, VmSpec]] = {}
+
+    def load(self, path: Path) -> VmSpec:
+        """Read the VM spec of a file; raises SpecError with all problems at once."""
+        data = read_file(path)
+        known = self._known.get(path)
+        if known is None or known[0] != data:
+            self._known.pop(path, None)
+            self._known[path] = known = data, parse_spec(data, file=str(path), stem=path.stem)
+        return known[1]
+
+    def keep_only(self, paths: Iterable[Path]) -> None:
+        """Forget all other files."""
+        self._known = {path: self._known[path] for path in paths if path in self._known}
+
+
 def load_spec(path: Path | str) -> VmSpec:
     """Read the VM spec of a file; raises SpecError with all problems at once."""
     path = Path(path)
     return parse_spec(read_file(path), file=str(path), stem=path.stem)
 
 
-def load_directory(paths: Iterable[Path | str]) -> Loaded:
+def load_directory(paths: Iterable[Path | str], known: KnownFiles | None = None) -> Loaded:
     """Read the VM specs of all directories; of a VM in several, the first directory's counts.
 
+    ``known`` are files that were read before, and remembers these.
     Raises SpecError where a directory is missing (unless below /run) or can't be read: that is
     never the same as having no VMs.
     """
@@ -91,11 +112,12 @@ def load_directory(paths: Iterable[Path | str]) -> Loaded:
     shadowed: list[tuple[Path, Path]] = []
     chosen: dict[str, Path] = {}
     files = _list_all([Path(path) for path in paths])
+    known = known or KnownFiles()
     for path in files:
         earlier = chosen.setdefault(path.stem, path)
         try:
             if earlier == path:
-                specs.append(load_spec(path))
+                specs.append(known.load(path))
             elif earlier.parent == path.parent:
                 _refuse_twin(path, earlier)
             else:
@@ -104,6 +126,7 @@ def load_directory(paths: Iterable[Path | str]) -> Loaded:
             problems += error.problems
             if re.fullmatch(VM_NAME, path.stem):
                 failed.append(path)
+    known.keep_only(files)
     return Loaded(tuple(specs), tuple(problems), tuple(failed), tuple(shadowed), n_files=len(files))
 
 

@@ -1,10 +1,12 @@
 """What the daemon costs with many VMs: start, reload, calls, a scrape, memory, and doing nothing.
 
+`python -m tests.bench.size --minutes 10` is the long look at what it uses when nobody asks.
 The VMs are real ones of `source: create`, with guest nodes so small that hundreds of them fit.
 """
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import os
 import signal
@@ -29,6 +31,9 @@ POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 600
 SETTLE_SECONDS = 10.0
 """After the start, before anything is measured: the first audits and what they bring about."""
+
+IDLE_SECONDS = 60.0
+"""One audit interval: less would miss some of what is done in each."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _AUDIT_CPU = "gmemd_audit_cpu_seconds_total"
@@ -94,7 +99,7 @@ def states(daemon: Daemon) -> dict[str, int]:
     return found
 
 
-def measure(vms: int = VMS, *, seconds: float = 20.0, prefault: bool = False) -> list[Row]:
+def measure(vms: int = VMS, *, seconds: float = IDLE_SECONDS, prefault: bool = False) -> list[Row]:
     """Everything, of one daemon."""
     with many_vms(vms, prefault=prefault) as (daemon, start_seconds):
         assert daemon.process is not None
@@ -177,3 +182,19 @@ def resident_mib(pid: int) -> float:
 def table(rows: list[Row]) -> str:
     """The rows as text."""
     return "\n".join(f"{row.what:40} {row.figure:10.2f} {row.unit}" for row in rows)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.size", description=__doc__)
+    parser.add_argument("--vms", type=int, default=VMS, help="how many (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long it does nothing")
+    parser.add_argument(
+        "--prefault", action="store_true", help="give them their memory: 4 MiB each"
+    )
+    args = parser.parse_args()
+    print(table(measure(args.vms, seconds=args.minutes * 60, prefault=args.prefault)))
+
+
+if __name__ == "__main__":
+    main()
