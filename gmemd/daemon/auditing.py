@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from gmemd.spec.config import AuditConfig
 
 LONGEST_PAUSE_SECONDS = 30.0
-ORDER_SECONDS = 1.0
+ORDER_PART = 0.1
+"""Of the interval: how long the order in which audits are due is gone by."""
+
 BUSY_SECONDS = 1.0
 """How long a VM that is due waits while something else is done for it."""
 
@@ -46,7 +48,7 @@ class Auditor:
         self._config = config
         self._page_seconds = FIRST_PAGE_SECONDS
         self._order: list[tuple[float, ManagedVm]] = []
-        self._ordered = -ORDER_SECONDS
+        self._ordered = 0.0
         self._waiting = 0.0
         self._guest_nodes = 0
         self.configure(config)
@@ -68,7 +70,6 @@ class Auditor:
             anew = self._fleet.audit_wanted.is_set()
             self._fleet.audit_wanted.clear()
             vm, due = self._most_due(anew=anew)
-            self._note_scan()
             if vm is None or due > time.monotonic():
                 await self._pause(due - time.monotonic())
                 continue
@@ -83,12 +84,13 @@ class Auditor:
     def _most_due(self, *, anew: bool) -> tuple[ManagedVm | None, float]:
         """Give the VM whose audit is due first, and when; of those that nothing is done for.
 
-        It costs as much as there are VMs to put them in order: once a second, and where it is
-        asked for ``anew``.
+        It costs as much as there are VMs to put them in order: now and then, and where it is asked
+        for ``anew``.
         """
         now = time.monotonic()
-        if anew or self._ordered + ORDER_SECONDS <= now:
+        if anew or self._ordered + ORDER_PART * self._config.interval_seconds <= now:
             self._put_in_order(now)
+            self._note_scan()
         while self._order:
             due, vm = self._order[-1]
             if vm.audit_due == due and not vm.busy and self._is_auditable(vm):

@@ -6,19 +6,24 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from gmemd.daemon.fleet import Fleet
+from gmemd.daemon.fleet import NEWS_SECONDS, Fleet
 from gmemd.daemon.holding import Holder
 from gmemd.daemon.lifecycle import Lifecycle
 from gmemd.daemon.varlink.errors import NoSuchVM
 from gmemd.daemon.vm import ManagedVm
 from gmemd.daemon.work import Workers
 from gmemd.export.instruments import Counters
+from gmemd.memory.regions import Region
 from gmemd.plan.admission import Reserve
+from gmemd.plan.model import Strategy
+from tests.unit.daemon.vms import MIB, region_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,3 +105,43 @@ def test_memory_is_placed_after_what_is_about_to_be_given_back() -> None:
             return await asking
 
     assert asyncio.run(ask()) == [False, False]
+
+
+def test_promises_are_summed_up_anew_when_one_changes() -> None:
+    async def ask() -> list[dict[int, int]]:
+        with new_fleet() as fleet:
+            one, other = provisioned("one"), provisioned("other")
+            fleet.vms |= {vm.name: vm for vm in (one, other)}
+            sums = [dict(fleet.commitments().committed)]
+            assert fleet.commitments() is fleet.commitments()
+            other.regions = []
+            sums.append(dict(fleet.commitments().committed))
+            del fleet.vms["other"], fleet.vms["one"]
+            return [*sums, dict(fleet.commitments().committed)]
+
+    assert asyncio.run(ask()) == [{0: 16 * MIB}, {0: 8 * MIB}, {}]
+
+
+def provisioned(name: str) -> ManagedVm:
+    plan = replace(region_plan(), vm=name, prefault=False)
+    return ManagedVm(name, regions=[Region(plan, -1, (0, 0), Strategy.INODE_POLICY, "")])
+
+
+def test_news_are_told_at_once_and_then_in_bundles() -> None:
+    async def tell() -> tuple[float, float]:
+        with new_fleet() as fleet:
+            begun = time.monotonic()
+            fleet.news()
+            await asyncio.wait_for(fleet.wake.wait(), 60)
+            first = time.monotonic() - begun
+            fleet.wake.clear()
+            fleet.tell()
+            begun = time.monotonic()
+            for _ in range(100):
+                fleet.news()
+            await asyncio.wait_for(fleet.wake.wait(), 60)
+            return first, time.monotonic() - begun
+
+    first, second = asyncio.run(tell())
+    assert first < NEWS_SECONDS / 2
+    assert second > NEWS_SECONDS / 2

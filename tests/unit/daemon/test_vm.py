@@ -126,3 +126,28 @@ def test_a_vm_of_a_broken_file_alone_says_what_is_wrong() -> None:
     status = vm.status()
     assert (status.source, status.spec_error) == (None, True)
     assert status.message.startswith("/v/vm.yaml:3:1")
+
+
+def test_what_is_told_of_a_vm_is_the_same_object_until_it_is_another() -> None:
+    vm = provisioned()
+    told, promised = vm.status(), vm.commitments()
+    assert vm.status() is told
+    vm.audit_due = 5.0
+    vm.touch()
+    assert vm.status() is told, "nothing of it is another"
+    assert vm.commitments() is promised
+    vm.enter(VmState.DEGRADED, "why")
+    assert vm.status() is not told
+    assert vm.status().message == "why"
+    vm.regions = []
+    assert vm.commitments() is not promised
+    assert vm.commitments().committed == {}
+
+
+def test_a_vm_is_another_revision_only_where_something_has_changed() -> None:
+    vm = provisioned()
+    revision = vm.revision
+    vm.audit_due, vm.looked_at, vm.inline, vm.message = 5.0, (1, 2), False, ""
+    assert vm.revision is revision
+    vm.message = "other"
+    assert vm.revision is not revision

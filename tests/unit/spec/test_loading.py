@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.spec import loading
-from gmemd.spec.loading import Loaded, load_directory, load_spec
+from gmemd.spec.loading import KnownFiles, Loaded, load_directory, load_spec
 from gmemd.spec.problems import SpecError
 
 GOOD = """\
@@ -186,3 +186,18 @@ def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load_spec(tmp_path / "a.yaml")
     assert problems_of(caught) == [f"{tmp_path}/a.yaml: can't be read: No such file or directory"]
+
+
+def test_a_file_that_is_as_it_was_gives_the_same_spec(tmp_path: Path) -> None:
+    known = KnownFiles()
+    write(tmp_path, "a.yaml")
+    write(tmp_path, "b.yaml")
+    before = load_directory([tmp_path], known).specs
+    write(tmp_path, "b.yaml", memory="2GiB")
+    now = load_directory([tmp_path], known).specs
+    assert now[0] is before[0]
+    assert now[1].size_bytes == 2 * before[1].size_bytes
+    write(tmp_path, "b.yaml", "vm: b\n")
+    assert load_directory([tmp_path], known).failed_vms == {"b"}
+    write(tmp_path, "b.yaml", memory="2GiB")
+    assert load_directory([tmp_path], known).specs == now

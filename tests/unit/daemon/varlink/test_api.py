@@ -15,7 +15,7 @@ from asyncvarlink.conversion import VarlinkType
 from gmemd.client.blocking import CallError, RefusedError, call
 from gmemd.daemon.varlink import server
 from gmemd.daemon.varlink.api import GmemdInterface, interface_text
-from gmemd.daemon.varlink.interface import HostNode, Vm
+from gmemd.daemon.varlink.interface import HostNode, ListResult, Vm
 from gmemd.daemon.varlink.peer import Peer
 from gmemd.export.snapshot import Snapshot
 from gmemd.export.snapshot_json import snapshot_to_json, vm_to_json
@@ -83,6 +83,7 @@ def test_all_json_of_a_host_node_fits_the_interface() -> None:
 
 def test_list_and_describe_agree(api: Api) -> None:
     listed = call(api.path, "List")
+    assert VarlinkType.from_type_annotation(ListResult).fromjson(listed)
     assert listed["vms"] == [call(api.path, "Describe", vm="idle")["vm"]]
 
 
