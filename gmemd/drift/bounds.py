@@ -41,6 +41,7 @@ def node_bounds(
 
 
 def bytes_between(audit: RegionAudit, node: int) -> tuple[int, int]:
+    """Give the least and the most bytes of a region that a host node may hold."""
     sample = audit.sample
     if sample is None:
         held = audit.by_node.get(node, 0)
