@@ -52,7 +52,7 @@ FRESH_INTERVALS = 2
 """What the rolling scan saw so many audit intervals ago is taken for what is now."""
 
 AT_ONCE_BYTES = 256 << 20
-"""A VM that is new and no larger is looked at whole at once, which takes some 80 ms of a CPU."""
+"""A VM that is new and no larger is looked at whole at once, which takes some 0.1 s of a CPU."""
 
 _R = TypeVar("_R")
 
