@@ -204,12 +204,14 @@ class _Looks:
                     self.clusters.update(_clusters_of(seen.nodes, self.together))
                 return
         step = self.together if self.together > 1 else len(pages)
+        found = 0
         for first in range(0, len(pages), step):
-            found = resident_of(self.fd, self.offset, pages[first : first + step])
+            exist = resident_of(self.fd, self.offset, pages[first : first + step])
+            found += exist
             if self.together > 1:
-                self.clusters[((UNKNOWN_NODE, found),) if found else ()] += 1
-            if found:
-                self.tally.add_unknown(found * page_size, *self._unread)
+                self.clusters[((UNKNOWN_NODE, exist),) if exist else ()] += 1
+        if found:
+            self.tally.add_unknown(found * page_size, *self._unread)
 
 
 def _look_at_drawn(draws: Draws, looks: _Looks, stop: Event | None) -> bool:

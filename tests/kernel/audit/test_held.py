@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from gmemd.audit.held import sample_region
 from gmemd.audit.scan import AuditStoppedError
 from gmemd.drift.interval import pages_between
+from gmemd.kernel.errors import injected_failure
 from gmemd.kernel.fallocate import allocate
 from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED as INIT_SHARED
 from gmemd.kernel.kvm import GUEST_MEMFD_MMAP as MMAP
@@ -159,6 +161,22 @@ def test_of_large_memory_pages_are_drawn_in_clusters(memory: Memory) -> None:
     assert set(found.clusters) == {(), ((node, 4),)}
     assert 4 * found.clusters[(node, 4),] == found.by_node[node]
     assert 4 * found.clusters.total() == found.drawn
+
+
+def test_what_a_look_fails_at_is_unknown_and_not_lost(memory: Memory) -> None:
+    memory.allocate(0, PAGES // 2)
+    for together in (1, 4):
+        with (
+            patch("gmemd.audit.held.cluster_pages", return_value=together),
+            injected_failure("scan", errno.EPERM),
+        ):
+            found = sample(memory.fd)
+        assert found.sample is not None
+        assert found.sample.by_node == {}
+        assert found.unknown_bytes == pytest.approx(SIZE / 2, rel=0.2)
+        assert found.unknown_reason.startswith("scan: EPERM (")
+        held = sum(pages * n for c, n in found.sample.clusters.items() for _, pages in c)
+        assert held == (found.sample.unknown if together > 1 else 0)
 
 
 def test_of_huge_pages_none_is_made(huge_pool: None) -> None:  # noqa: ARG001
