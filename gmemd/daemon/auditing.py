@@ -88,7 +88,8 @@ class Auditor:
         for ``anew``.
         """
         now = time.monotonic()
-        if anew or self._ordered + ORDER_PART * self._config.interval_seconds <= now:
+        due = self._ordered + ORDER_PART * self._config.interval_seconds
+        if anew or min(due, self._waiting) <= now:
             self._put_in_order(now)
             self._note_scan()
         while self._order:
