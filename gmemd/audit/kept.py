@@ -3,7 +3,8 @@
 Pages of a guest_memfd can't move, and one that is still mapped in a mapping of gmemd's wasn't
 punched since it was read: it is where it was. So a second look asks the page tables what fell out,
 and reads only that. Measured on 1 to 4 GiB, CPU time a page: 14 to 18 ns, where the kernel's own
-count of mapped pages (numa_maps) takes 48, and reading it anew 1,250.
+count of mapped pages (numa_maps) takes 48, and reading it anew 1,250. What it costs the VM: a page
+that it punches has one more mapping to leave, 4.2 instead of 3.4 us.
 """
 
 from __future__ import annotations
