@@ -6,7 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from gmemd.kernel.procfs.text import ProcfsError, parse_id_list, read_id_list, read_text
+from gmemd.kernel.procfs.text import ProcfsError, below, parse_id_list, read_id_list, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ _UNIFIED = ""
 def read_cgroups(pid: int, root: Path) -> dict[str, str]:
     """The process' cgroup by controller, ``""`` for the unified hierarchy. Raises ProcfsError."""
     found = {}
-    for line in read_text(root / f"proc/{pid}/cgroup").splitlines():
+    for line in read_text(below(root, f"proc/{pid}/cgroup")).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
@@ -63,7 +63,7 @@ def read_mems(pid: int, cgroups: Mapping[str, str], root: Path) -> frozenset[int
 
 
 def _mems_allowed(pid: int, root: Path) -> frozenset[int]:
-    path = root / f"proc/{pid}/status"
+    path = below(root, f"proc/{pid}/status")
     try:
         for line in read_text(path).splitlines():
             if line.startswith("Mems_allowed_list:"):

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gmemd.kernel.procfs.text import ProcfsError, read_text
+from gmemd.kernel.procfs.text import ProcfsError, below, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,7 @@ def read_descriptors(pid: int, root: Path) -> Descriptors:
         if not link.startswith("/") or GUEST_MEMFD.match(link):
             continue
         try:
-            inodes[fd] = _inode(read_text(root / f"proc/{pid}/fdinfo/{fd}"))
+            inodes[fd] = _inode(read_text(below(root, f"proc/{pid}/fdinfo/{fd}")))
         except ProcfsError:
             continue
     return Descriptors(links, inodes, any(USERFAULTFD.match(link) for link in links.values()))

@@ -15,7 +15,7 @@ from gmemd.host.vms.descriptors import Descriptors, read_descriptors
 from gmemd.host.vms.filesystems import Filesystems, read_filesystems
 from gmemd.host.vms.model import FoundVmms, VmmProcess
 from gmemd.host.vms.pieces import large_mappings, maps_a_vcpu, read_pieces
-from gmemd.kernel.procfs.text import ProcfsError, parse_number, read_text
+from gmemd.kernel.procfs.text import ProcfsError, below, parse_number, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -205,7 +205,7 @@ class VmmFinder:
     def _started_timestamp(self, stat: _Stat) -> float:
         """When the process was started, in seconds since the epoch."""
         try:
-            uptime = float(read_text(self._root / "proc/uptime").split()[0])
+            uptime = float(read_text(below(self._root, "proc/uptime")).split()[0])
         except (ProcfsError, ValueError, IndexError):
             return 0.0
         return time.time() - uptime + stat.start_ticks / _TICKS_PER_SECOND
@@ -236,26 +236,26 @@ def holds_userfaultfd(pid: int, root: Path = LIVE_ROOT) -> bool:
 
 
 def _read_stat(pid: int, root: Path) -> _Stat:
-    path = root / f"proc/{pid}/stat"
+    path = below(root, f"proc/{pid}/stat")
     text = read_text(path)
     comm, _, rest = text.partition("(")[2].rpartition(")")
     fields = rest.split()
     least = 26
     if len(fields) < least:
-        raise ProcfsError(str(path), "is cut short")
+        raise ProcfsError(path, "is cut short")
     return _Stat(
         comm=comm,
-        parent=parse_number(fields[1], str(path)),
-        start_ticks=parse_number(fields[19], str(path)),
-        address_space_bytes=parse_number(fields[20], str(path)),
-        stack_start=parse_number(fields[25], str(path)),
-        kernel_thread=bool(parse_number(fields[6], str(path)) & _KERNEL_THREAD),
+        parent=parse_number(fields[1], path),
+        start_ticks=parse_number(fields[19], path),
+        address_space_bytes=parse_number(fields[20], path),
+        stack_start=parse_number(fields[25], path),
+        kernel_thread=bool(parse_number(fields[6], path) & _KERNEL_THREAD),
     )
 
 
 def _read_argv(pid: int, root: Path) -> tuple[str, ...]:
     """The command line; a program may have overwritten it with anything."""
-    text = read_text(root / f"proc/{pid}/cmdline")
+    text = read_text(below(root, f"proc/{pid}/cmdline"))
     return tuple(text.removesuffix("\0").split("\0")) if text else ()
 
 

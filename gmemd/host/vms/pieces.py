@@ -11,7 +11,7 @@ from gmemd.host.vms.filesystems import read_mounts
 from gmemd.host.vms.model import Piece, PieceKind
 from gmemd.kernel.memfd import PAGE_SIZE
 from gmemd.kernel.procfs.maps import parse_maps
-from gmemd.kernel.procfs.text import read_text
+from gmemd.kernel.procfs.text import below, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +36,8 @@ def read_pieces(
     guest_memfds come after the mappings, by descriptor. Raises ProcfsError and OSError where the
     process is gone or may not be looked into.
     """
-    path = root / f"proc/{pid}/maps"
-    entries = parse_maps("\n".join(_large_lines(read_text(path))), str(path))
+    path = below(root, f"proc/{pid}/maps")
+    entries = parse_maps("\n".join(_large_lines(read_text(path))), path)
     mounts = None
     pieces = []
     for entry in entries:
@@ -55,7 +55,7 @@ def read_pieces(
 
 def maps_a_vcpu(pid: int, root: Path) -> bool:
     """Whether the process has a vCPU's run area mapped, so that it runs a KVM VM."""
-    return "kvm-vcpu" in (text := read_text(root / f"proc/{pid}/maps")) and any(
+    return "kvm-vcpu" in (text := read_text(below(root, f"proc/{pid}/maps"))) and any(
         VCPU.match(line.split(maxsplit=5)[-1]) for line in text.splitlines() if "kvm-vcpu" in line
     )
 
@@ -65,7 +65,7 @@ def large_mappings(pid: int, root: Path, least_bytes: int) -> tuple[str, ...]:
 
     Two looks that give the same lines saw the same memory at the same addresses.
     """
-    lines = _large_lines(read_text(root / f"proc/{pid}/maps"), least_bytes)
+    lines = _large_lines(read_text(below(root, f"proc/{pid}/maps")), least_bytes)
     return tuple(line for line in lines if " rw-" in line and not line.endswith("]"))
 
 
