@@ -152,6 +152,7 @@ class Reconciler:
         self._looks.add(task := asyncio.create_task(self._look_again(vm), context=Context()))
         task.add_done_callback(self._looks.discard)
         self._fleet.changed(vm)
+        self.publish()  # who asks next is told of it
 
     async def _look_again(self, vm: ManagedVm) -> None:
         """See what a holder is once it has become it: launchers exec."""
