@@ -83,19 +83,23 @@ class Process:
 
 
 class Preloaded:
-    """The process that forks commands, from the first one on."""
+    """The process that forks commands, from the first one on until there is nobody to ask it.
+
+    It is no child of the tests' own process, which looks at what children it has.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
+            subprocess.run(
                 [sys.executable, "-m", "tests.preloaded", str(theirs.fileno())],
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                check=True,
             )
-        atexit.register(self._end)
+        atexit.register(self._control.close)
 
     def start(
         self,
@@ -113,10 +117,6 @@ class Preloaded:
             os.close(writing)
             pid = int(self._control.recv(16))
         return Process(pid, reading)
-
-    def _end(self) -> None:
-        self._control.close()
-        self._process.wait()
 
 
 @functools.cache
@@ -189,6 +189,8 @@ def _become(fds: list[int], environment: dict[str, str]) -> None:
 
 
 def main() -> NoReturn:
+    if os.fork():
+        os._exit(0)
     control = socket.socket(fileno=int(sys.argv[1]))
     for module in MODULES:
         importlib.import_module(module)
