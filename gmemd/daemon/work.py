@@ -43,8 +43,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_PROVISIONING = 32
-"""VMs that get memory at the same time. They cost a thread each while they wait for their turn at
-the CPUs (gmemd.memory.turns), and small ones overtake large ones there, not in the queue for this.
+"""VMs that get memory at the same time; the kernel shares the CPUs out among their helpers, so that
+a small one is ready long before the large ones that came earlier.
+
+Measured on 2 CPUs: of two VMs of 4 GiB and, 0.2 s later, four of 256 MiB these were ready after
+0.57 to 0.86 s (mean, medians of 3) where two VMs had their turn at a time, after 0.25 to 0.28 s so;
+all six took 1.1 to 1.3 s either way. Turns at the CPUs, chunk by chunk, for the VM with the least
+left made the small ones hardly sooner (0.18 to 0.32 s), and four of 1 GiB 40 % later.
 """
 EXPENDABLE_SECONDS = 2.0
 """How long the end waits for a look at other processes: one that is stopped ends in less."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gmemd.memory.guard import Guard
-    from gmemd.memory.turns import Seat
 
 _POLL_MILLISECONDS = 100
 _MOST_MESSAGE_BYTES = 256
@@ -59,10 +58,9 @@ class StepError(Exception):
 class Dealer:
     """One range and one helper. ``unpinned``: the CPUs that it was told aren't allowed."""
 
-    def __init__(self, of: Range, channel: socket.socket, seat: Seat) -> None:
+    def __init__(self, of: Range, channel: socket.socket) -> None:
         self._of = of
         self._channel = channel
-        self._seat = seat
         self._position = 0
         self._done = 0
         self._dealt: dict[int, int] = {}
@@ -76,25 +74,19 @@ class Dealer:
         """
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
-        poll.register(self._seat.fd, select.POLLIN)
         try:
             while not cancel.is_set():
                 self._deal_out()
-                if not self._is_under_way and not self._look_again(cancel):
+                if not self._dealt and not self._look_again(cancel):
                     break
-                for ready, _ in poll.poll(_POLL_MILLISECONDS):
-                    if ready == self._seat.fd:
-                        self._seat.clear()
-                    elif self._hear():
-                        progress(self._done)
+                if not poll.poll(_POLL_MILLISECONDS):
+                    continue
+                if self._hear():
+                    progress(self._done)
         finally:
             for length in self._dealt.values():
                 self._give_back(length)
         return self._done == self._of.length
-
-    @property
-    def _is_under_way(self) -> bool:
-        return bool(self._dealt) or self._seat.waiting
 
     def payers_room_bytes(self) -> int | None:
         """What the payer has room for; None where nothing limits it."""
@@ -105,14 +97,8 @@ class Dealer:
         """A chunk for each thread and, far from every limit, one that it finds waiting."""
         while len(self._dealt) < 2 * self._of.n_threads:
             self._skip_what_is_there()
-            if self._position == self._of.length:
-                self._seat.rest()
-                return
-            if not self._seat.take():
-                return
             chunk = self._chunk()
             if not chunk:
-                self._seat.give_back()
                 return
             offset = self._of.offset + self._position
             self._dealt[offset] = chunk
@@ -128,7 +114,7 @@ class Dealer:
             if cancel.wait(_SECOND_LOOK_SECONDS):
                 break
             self._deal_out()
-            if self._is_under_way:
+            if self._dealt:
                 return True
         return False
 
@@ -140,7 +126,6 @@ class Dealer:
             raise ChildError("it went away") from error
         match message.split():
             case ["done", offset, length, number]:
-                self._seat.give_back()
                 self._give_back(self._dealt.pop(int(offset)))
                 if int(number):
                     what = f"allocating {length} bytes at offset {offset} of fd {self._of.fd}"
@@ -172,6 +157,8 @@ class Dealer:
         remaining = of.length - self._position
         if of.guard is None:
             return min(remaining, max(of.page_size, _STEP_BYTES))
+        if not remaining:
+            return 0
         room = self.payers_room_bytes()
         if room is not None:
             room = max(0, room - sum(self._dealt.values()))

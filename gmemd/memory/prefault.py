@@ -15,7 +15,6 @@ from gmemd.kernel.errors import KernelError
 from gmemd.memory import cgroup, child
 from gmemd.memory.dealing import Dealer, Range, StepError
 from gmemd.memory.residency import BASE_PAGE, allocated_bytes, confirmed_bytes
-from gmemd.memory.turns import turns
 
 if TYPE_CHECKING:
     import threading
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from gmemd.kernel.mempolicy import MemPolicy
     from gmemd.memory.guard import Guard
-    from gmemd.memory.turns import Seat
 
 _GRACE_SECONDS = 5.0
 _UNPINNED = "the CPUs beside the memory aren't allowed (AllowedCPUs=)"
@@ -92,35 +90,19 @@ class PrefaultResult:
 
 
 def prefault(
-    job: PrefaultJob,
-    *,
-    progress: Callable[[int], None],
-    cancel: threading.Event,
-    left: Callable[[], int] | None = None,
+    job: PrefaultJob, *, progress: Callable[[int], None], cancel: threading.Event
 ) -> PrefaultResult:
     """Have a helper process allocate the range; blocks. Works on any fd that can be fallocated.
 
-    ``progress`` is called with the bytes done so far. ``left`` tells what the VM has still to get:
-    whose is the least goes first (gmemd.memory.turns); without it the range's length counts. Raises
-    KernelError where no helper can be started; whatever happens to the helper is a result.
+    ``progress`` is called with the bytes done so far. Raises KernelError where no helper can be
+    started; whatever happens to the helper is a result.
     """
-    with turns.seat(job.cpus, job.n_threads, left or (lambda: job.length)) as seat:
-        if not seat.wait(cancel):
-            return _result(job, {"outcome": PrefaultOutcome.CANCELLED})
-        return _allocate(job, seat, progress, cancel)
-
-
-def _allocate(
-    job: PrefaultJob, seat: Seat, progress: Callable[[int], None], cancel: threading.Event
-) -> PrefaultResult:
-    """Start a helper on the turn that the seat has, and deal to it."""
     kills_before = _count("oom_kill", Path("/proc/vmstat"))
     limits_met_before = _limits_met(job.cgroup)
     fds = [job.fd] if job.cgroup_fd is None else [job.fd, job.cgroup_fd]
     ended: dict[str, Any]
     with child.Child("gmemd.memory.prefault_child", fds=fds) as helper:
-        dealer = Dealer(_range(job), helper.channel, seat)
-        seat.give_back()
+        dealer = Dealer(_range(job), helper.channel)
         try:
             helper.channel.send(_settings(job).encode())
             complete = dealer.deal(progress, cancel)
@@ -140,13 +122,10 @@ def _allocate(
                 ended = {"outcome": PrefaultOutcome.CANCELLED}
             else:
                 ended = _stopped(job, dealer.payers_room_bytes())
-    return _result(job, ended, notes=(_UNPINNED,) if dealer.unpinned else ())
-
-
-def _result(job: PrefaultJob, ended: dict[str, Any], notes: tuple[str, ...] = ()) -> PrefaultResult:
     allocated = confirmed_bytes if ended["outcome"] is PrefaultOutcome.COMPLETE else allocated_bytes
     there = allocated(job.fd, job.offset, job.length, job.page_size)
     ended.setdefault("needed_bytes", job.length - there)
+    notes = (_UNPINNED,) if dealer.unpinned else ()
     return PrefaultResult(allocated_bytes=there, notes=notes, **ended)
 
 

@@ -42,8 +42,8 @@ def prefault_regions(
     """Prefault all of these regions, whole. Blocks.
 
     Those that share no node are prefaulted at the same time, each by the CPUs beside its own
-    memory; those that do follow each other. Other VMs on these CPUs take their turns (memory.turns)
-    and watch each other's chunks (guard.Claims).
+    memory; those that do follow each other. VMs don't wait for each other: the kernel shares the
+    CPUs out among their helpers, and each sees the others' chunks (guard.Claims).
 
     ``payer_fd`` is open for writing on the cgroup.procs of the cgroup that pays; without it the
     regions' own ``cgroup`` does.
@@ -89,11 +89,6 @@ class _Tally:
 
         return tell
 
-    def left(self) -> int:
-        """The bytes that the VM has still to get."""
-        with self._lock:
-            return self._total - sum(self._done.values())
-
 
 def disjoint(regions: Sequence[Region]) -> list[list[Region]]:
     """Groups of regions that have no host node in common; in the given order within each.
@@ -137,7 +132,7 @@ def _prefault_one(
         cgroup_fd=payer_fd,
         n_threads=threads_for(plan, cpus),
     )
-    result = prefault(job, progress=tally.of(region), cancel=stop, left=tally.left)
+    result = prefault(job, progress=tally.of(region), cancel=stop)
     region.notes.extend(result.notes)
     failure = explain(region, result)
     if failure is not None:

@@ -66,16 +66,14 @@ def test_guest_nodes_on_different_host_nodes_are_prefaulted_in_parallel_beside_t
 ) -> None:
     all_at_work = threading.Barrier(N_NODES)
     jobs: list[PrefaultJob] = []
-    left_then: list[int] = []
 
     def prefault(
-        job: PrefaultJob, *, progress: Callable[[int], None], left: Callable[[], int], **_: object
+        job: PrefaultJob, *, progress: Callable[[int], None], **_: object
     ) -> PrefaultResult:
         jobs.append(job)
         all_at_work.wait(10)
         progress(job.length)
         all_at_work.wait(10)
-        left_then.append(left())
         return PrefaultResult(PrefaultOutcome.COMPLETE, job.length)
 
     monkeypatch.setattr(prefaulting, "prefault", prefault)
@@ -99,4 +97,3 @@ def test_guest_nodes_on_different_host_nodes_are_prefaulted_in_parallel_beside_t
     )
     assert sorted(min(job.cpus) for job in jobs) == list(range(N_NODES))
     assert all(len(job.cpus) == 1 for job in jobs)
-    assert left_then == [0] * N_NODES, "what the VM as a whole has still to get"
