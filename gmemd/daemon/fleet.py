@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NEWS_SECONDS = 1.0
+NEWS_SECONDS = 2.0
 """Between two publications of what only audits find out."""
 
 
