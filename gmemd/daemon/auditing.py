@@ -28,6 +28,10 @@ LONGEST_PAUSE_SECONDS = 30.0
 ORDER_PART = 0.1
 """Of the interval: how long the order in which audits are due is gone by."""
 
+BURST_PART = 0.03
+"""Of the interval: audits that are due within it are done together, and paid for together. One at a
+time with a rest after each they took three times as long, with nothing in the CPU's caches."""
+
 BUSY_SECONDS = 1.0
 """How long a VM that is due waits while something else is done for it."""
 
@@ -70,11 +74,13 @@ class Auditor:
             anew = self._fleet.audit_wanted.is_set()
             self._fleet.audit_wanted.clear()
             vm, due = self._most_due(anew=anew)
-            if vm is None or due > time.monotonic():
+            if vm is None or due > time.monotonic() + BURST_PART * self._config.interval_seconds:
                 await self._pause(due - time.monotonic())
                 continue
             await self._audit(vm)
-            await asyncio.sleep(self._scanning.looks.wait_seconds())
+            wait_seconds = self._scanning.looks.wait_seconds()
+            if wait_seconds > BURST_PART * self._config.interval_seconds:
+                await asyncio.sleep(wait_seconds)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
