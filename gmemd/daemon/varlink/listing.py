@@ -36,9 +36,8 @@ class Listing:
         told = snapshot_to_json(replace(snapshot, vms=()))
         del told["vms"]
         with self._lock:
-            if usable is None:
-                there = {vm.vm for vm in snapshot.vms}
-                self._known = {name: vm for name, vm in self._known.items() if name in there}
+            there = {vm.vm for vm in snapshot.vms}
+            self._known = {name: vm for name, vm in self._known.items() if name in there}
             vms = [
                 self._vm(vm)
                 if usable is None or vm.vm in usable

@@ -56,3 +56,10 @@ def test_only_vms_that_changed_are_encoded_anew(monkeypatch: pytest.MonkeyPatch)
     assert encoded == []
     told(ours, replace(SNAPSHOT, vms=(VMS[0], replace(VMS[2], since=7.0))))
     assert encoded == ["c"]
+
+
+def test_vms_that_are_gone_are_forgotten_whoever_asks() -> None:
+    ours = Listing()
+    for vm in VMS:
+        told(ours, replace(SNAPSHOT, vms=(vm,)), {vm.vm})
+    assert list(ours._known) == [VMS[-1].vm]
