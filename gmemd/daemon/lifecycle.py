@@ -127,8 +127,10 @@ class Lifecycle:
             log.exception("%s: unexpected failure", vm.name)
             vm.fail("internal", "internal error", "the daemon's log has the traceback")
         finally:
-            asked = self._fleet.desired.specs.get(vm.name)
-            if kind is Work.AUDIT and vm.steady and asked in (vm.spec, vm.pending_spec):
+            desired = self._fleet.desired
+            wanted = desired.has(vm.name)
+            as_asked = wanted and desired.specs.get(vm.name) in (vm.spec, vm.pending_spec)
+            if kind is Work.AUDIT and vm.steady and as_asked:
                 self._fleet.news()
             else:
                 self._fleet.changed(vm)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from gmemd.daemon.desired import Desired
 from gmemd.daemon.lifecycle import Lifecycle
 from gmemd.daemon.reconcile import Reconciler
-from gmemd.daemon.vm import ManagedVm
+from gmemd.daemon.vm import ManagedVm, Work
 from gmemd.export.snapshot import VmState
+from gmemd.memory.regions import Region
+from gmemd.plan.model import Strategy
 from gmemd.spec.model import Source
 from tests.unit.daemon.test_fleet import forget, new_fleet
-from tests.unit.daemon.vms import spec
+from tests.unit.daemon.vms import region_plan, spec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -50,9 +52,10 @@ class Passes:
         self._looked_at: list[str] = []
         self._passed = asyncio.Event()
         observer: Any = self.observer
+        self.lifecycle = Lifecycle(fleet, forget)
         self.reconciler = Reconciler(
             fleet,
-            Lifecycle(fleet, forget),
+            self.lifecycle,
             observer,
             is_inline=self._note,
             after_pass=self._passed.set,
@@ -123,5 +126,28 @@ def test_what_is_found_running_concerns_those_who_wait_for_it() -> None:
         passes.observer.found = object()
         fleet.news()
         assert await passes.next() == {"b"}
+
+    run(test)
+
+
+def test_a_file_that_went_during_an_audit_that_is_stopped_counts_at_once() -> None:
+    async def test(fleet: Fleet, passes: Passes) -> None:
+        released = asyncio.Event()
+
+        async def release(_: object) -> None:
+            released.set()
+
+        async def audit() -> None:
+            await until_stopped.wait()
+
+        until_stopped = asyncio.Event()
+        fleet.workers.release = release  # type: ignore[method-assign]
+        vm = fleet.vms["a"]
+        vm.regions = [Region(region_plan(), -1, (0, 0), Strategy.INODE_POLICY, "")]
+        passes.lifecycle.start(vm, Work.AUDIT, audit())
+        passes.reconciler.want(wanted("b", "c"))
+        await passes.next()
+        until_stopped.set()
+        await asyncio.wait_for(released.wait(), 10)
 
     run(test)
