@@ -37,6 +37,9 @@ MAX_REQUESTS = 8
 READ_TIMEOUT_SECONDS = 5.0
 REQUEST_DEADLINE_SECONDS = 30.0
 _POLL_SECONDS = 0.2
+_REFUSED_SECONDS = 0.2
+"""How long nobody is let in after the kernel refused to: no descriptor may be free for long."""
+
 _JOIN_SECONDS = 5.0
 GZIP_LEVEL = 1
 """The quickest; such text shrinks to a twentieth of its size with any."""
@@ -288,6 +291,15 @@ class _Server(TCPServer):
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         super().server_bind()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; whoever couldn't be is still there, and is tried again later."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            log.debug("no connection could be accepted: %s", error)
+            time.sleep(_REFUSED_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Hand the connection to a thread, or turn it away if all are busy."""

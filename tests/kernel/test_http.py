@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import http.client
 import socket
 import threading
-from typing import TYPE_CHECKING
+import time
+from socketserver import TCPServer
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -170,6 +173,24 @@ def test_more_clients_than_threads_are_turned_away_and_served_later(
     for handler in handlers:
         handler.join()
     assert ask(server, "GET", "/metrics")[0].status == 200
+
+
+def test_where_no_descriptor_is_free_it_waits_and_goes_on(
+    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[float] = []
+
+    def refuse(_: TCPServer) -> Any:  # noqa: ANN401  it gives nothing
+        refused.append(time.monotonic())
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched, open_socket(server) as client:
+        patched.setattr(TCPServer, "get_request", refuse)
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        time.sleep(0.3)
+        assert 1 <= len(refused) <= 3
+        patched.undo()
+        assert client.recv(100).startswith(b"HTTP/1.0 200")
 
 
 def test_stop_ends_open_connections_and_threads() -> None:
