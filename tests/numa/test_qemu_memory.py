@@ -109,7 +109,8 @@ def test_gmemd_run_starts_it_on_memfds(daemon: Daemon) -> None:
 
 
 def test_it_is_adopted_by_its_pid(daemon: Daemon) -> None:
-    with start_guest(*MEMFDS, name="whatever") as guest:
+    on_one_node = ("numactl", "--cpunodebind=1")
+    with start_guest(*MEMFDS, name="whatever", prefix=on_one_node) as guest:
         write_a_step(guest, 0)
         (before,) = {node for counted in pages(guest) for node in counted}
         done = daemon.gmemd("adopt", "by-pid", "--pid", str(guest.pid), "--json")
