@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MOST_WINDOWS = 16_384
 """Mappings that are kept at the most: the kernel allows a process 65,530 (vm.max_map_count)."""
 
+MOST_FAILURES = 8
+"""Looks again that failed in a row: the kernel can't (before Linux 6.7), or doesn't let gmemd."""
+
 _ENTRY_BYTES = 8
 _TABLE_BYTES = PAGE_SIZE
 _NODE_BYTES = 2
@@ -83,7 +86,7 @@ class KeptWindows:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self.n_windows = 0
-        self._unable = False  # before Linux 6.7
+        self._failures = 0
         self._pagemap = Pagemap()
         self._windows: dict[_File, dict[tuple[int, int], _Kept]] = {}
         self._lock = Lock()
@@ -117,14 +120,8 @@ class KeptWindows:
             return bool(self.n_windows) and (offset, length) in self._windows.get(_file(fd), ())
 
     def resize(self, budget_bytes: int) -> None:
-        """Take on another budget; of what is kept beyond it the newest is unmapped."""
-        with self._lock:
-            self.budget_bytes = budget_bytes
-            for file in reversed(list(self._windows)):
-                for where in reversed(list(self._windows[file])):
-                    if self.used_bytes <= budget_bytes:
-                        return
-                    self._drop(file, where)
+        """Take on another budget; what is kept beyond it is unmapped as it is looked at."""
+        self.budget_bytes = budget_bytes
 
     def look(self, fd: int, offset: int, length: int) -> Look | None:
         """Look at a window of a file, for the first time or again; None if it isn't to be kept.
@@ -137,17 +134,24 @@ class KeptWindows:
             kept = self._windows.get(file, {}).get((offset, length))
             if kept is None:
                 return self._first_look(fd, file, offset, length)
+            if self.used_bytes > self.budget_bytes:
+                self._drop(file, (offset, length))
+                return None
             try:
-                return self._look_again(fd, kept)
+                look = self._look_again(fd, kept)
             except KernelError as error:
                 self._drop(file, (offset, length))
-                self._unable = self._unable or error.errno == errno.ENOTTY
+                self._failures = (
+                    MOST_FAILURES if error.errno == errno.ENOTTY else self._failures + 1
+                )
                 return None
+            self._failures = 0
+            return look
 
     def _first_look(self, fd: int, file: _File, offset: int, length: int) -> Look | None:
         cost = cost_bytes(length)
         full = self.used_bytes + cost > self.budget_bytes or self.n_windows >= MOST_WINDOWS
-        if full or self._unable:
+        if full or self._failures >= MOST_FAILURES:
             return None
         if not is_guest_memfd(fd):
             return None

@@ -113,8 +113,8 @@ class RegionAudit:
     ``unknown_reason`` says why bytes are unknown; ``errors`` counts what went wrong by reason.
     ``where`` is there if it was asked for, from a look of its own right after the region's.
     Since ``verified_timestamp`` (seconds since the epoch) every page was looked at, one by one or
-    all at once; None where that isn't so yet. ``rolled``: it was put together from looks that a
-    rolling scan has taken, and counted, before.
+    all at once; None where that isn't so yet, or can't be. ``rolled``: it was put together from
+    looks that a rolling scan has taken, and counted, before.
     """
 
     guest_node: int
@@ -134,6 +134,11 @@ class RegionAudit:
     where: Where | None = None
     verified_timestamp: float | None = None
     rolled: bool = False
+
+    @property
+    def in_sight(self) -> bool:
+        """Whether the node of any page could be seen, if there are pages."""
+        return bool(self.by_node) or not self.unknown_bytes
 
 
 @dataclass(frozen=True, slots=True)

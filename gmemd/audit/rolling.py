@@ -16,7 +16,6 @@ from heapq import heappop, heappush
 from itertools import count
 from threading import Condition, Lock
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 from gmemd.audit.scan import (
     RESIDENCY_CHANGED,
@@ -62,10 +61,14 @@ class RollingRegion:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A region as of its windows' last looks: ``oldest_timestamp`` is the first of these."""
+    """A region as of its windows' last looks, the first of which was ``age_seconds`` ago.
+
+    The audit's ``verified_timestamp`` is that of the first. ``lasts``: nobody has used it since.
+    """
 
     audit: RegionAudit
-    oldest_timestamp: float
+    age_seconds: float
+    lasts: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ class RollingScan:
         self._looking_at: Windows | None = None
         self._lock = Condition()
         self._stepping = Lock()
-        self._alike: WeakValueDictionary[Seen, Seen] = WeakValueDictionary()
+        self._in_use: set[Hashable] = set()
         self._cpu_seconds = 0.0
         self._pages_seen = 0
         self._errors: Counter[str] = Counter()
@@ -119,11 +122,15 @@ class RollingScan:
     def add(self, key: Hashable, region: RollingRegion) -> None:
         """Look at a region from now on; one of the same key is replaced, unless it is the same.
 
-        One that only is idle now, or isn't any more, is the same.
+        One that only is idle now, or isn't any more, is the same. None is idle of which it is known
+        that it is in use.
         """
         with self._lock:
+            region = replace(region, idle=region.idle and key not in self._in_use)
             known = self._regions.get(key)
             if known is not None and replace(known.region, idle=region.idle) == region:
+                if region.idle and not known.region.idle:
+                    known.idle_since = self._clock()
                 known.region = region
                 return
             rolling = Windows(key, region, max(self._window_bytes, region.page_size))
@@ -135,15 +142,26 @@ class RollingScan:
     def note_use(self, key: Hashable) -> None:
         """Take note that somebody uses a region from now on: what changes in it is no error."""
         with self._lock:
+            self._in_use.add(key)
             rolling = self._regions.get(key)
             if rolling is not None:
                 rolling.region = replace(rolling.region, idle=False)
 
+    def note_idle(self, key: Hashable) -> None:
+        """Take note that nobody uses a region any more, whatever it was used for until now."""
+        with self._lock:
+            self._in_use.discard(key)
+
     def remove(self, key: Hashable) -> None:
         """Look at a region no more, and keep nothing of it mapped; a look under way ends first."""
+        self.forget(key)
+        self.note_idle(key)
+
+    def forget(self, key: Hashable) -> None:
+        """As `remove`, of a region that stays: what was seen of it is no longer so."""
         with self._lock:
             rolling = self._regions.pop(key, None)
-            self._lock.wait_for(lambda: rolling is None or self._looking_at is not rolling)
+            self._lock.wait_for(lambda: self._looking_at is None or self._looking_at.key != key)
         if rolling is not None and self._kept is not None:
             self._kept.forget(rolling.region.fd)
 
@@ -163,14 +181,20 @@ class RollingScan:
                 policies=dict.fromkeys(rolling.policies()),
                 exact=not totals.inexact,
             )
-            oldest_timestamp = rolling.timestamps[rolling.oldest()]
+            oldest = rolling.oldest()
+            looked_at, timestamp = rolling.monotonic[oldest], rolling.timestamps[oldest]
+            lasts = region.idle and looked_at >= rolling.idle_since
         tally.pages_seen = tally.by_node.total() // region.page_size
         if region.page_size != PAGE_SIZE and tally.reasons:
             allocated = huge_bytes(region.fd, region.size_bytes)
             tally.unknown_bytes = max(0, allocated - tally.by_node.total())
+        audit = tally.as_audit(region.guest_node, region.index, region.size_bytes)
         return Verified(
-            audit=tally.as_audit(region.guest_node, region.index, region.size_bytes),
-            oldest_timestamp=oldest_timestamp,
+            audit=replace(
+                audit, verified_timestamp=timestamp if audit.in_sight else None, rolled=True
+            ),
+            age_seconds=self._clock() - looked_at,
+            lasts=lasts,
         )
 
     def scan_now(self, key: Hashable, stop: Event | None = None) -> None:
@@ -243,8 +267,10 @@ class RollingScan:
             if index is not None:
                 looked = self._look(rolling, index)
         finally:
+            if looked is None and self._kept is not None:
+                self._kept.forget(rolling.region.fd)
             with self._lock:
-                self._note_use(self._cpu_clock() - cpu, mapped=mapped)
+                self._count_use(self._cpu_clock() - cpu, mapped=mapped)
                 self._looking_at = None
                 self._lock.notify_all()
                 if looked is None and self._regions.get(rolling.key) is rolling:
@@ -298,7 +324,7 @@ class RollingScan:
         looked_at = queue[0][0]
         return looked_at + self.rest_seconds if looked_at else 0.0
 
-    def _note_use(self, cpu_seconds: float, *, mapped: bool) -> None:
+    def _count_use(self, cpu_seconds: float, *, mapped: bool) -> None:
         """Count what a kind of windows has used; what it didn't need long ago is forgotten."""
         other = self._used[not mapped]
         self._used[mapped] = max(self._used[mapped], other - MEMORY_SECONDS) + cpu_seconds
@@ -341,4 +367,4 @@ class RollingScan:
             self._pages_seen += tally.pages_seen
             self._errors.update(tally.errors)
         stays = self._kept is not None and self._kept.has(region.fd, at, length)
-        return self._alike.setdefault(seen, seen), stays
+        return seen, stays

@@ -105,7 +105,9 @@ def audit_vm(
         shares = pages_asked(regions, asked)
         seen = [look(*each) for each in zip(regions, shares, strict=True)]
     audited = tuple(
-        found if found.sample is not None else replace(found, verified_timestamp=started)
+        replace(found, verified_timestamp=started)
+        if found.sample is None and found.in_sight
+        else found
         for found in seen
     )
     counters = None

@@ -111,8 +111,8 @@ def with_verified(
     dated = []
     for found, region in zip(audit.regions, regions, strict=True):
         verified = rolling.verified(key_of(region)) if found.sample is not None else None
-        oldest = verified.oldest_timestamp if verified is not None else found.verified_timestamp
-        dated.append(replace(found, verified_timestamp=oldest))
+        since = (verified.audit if verified is not None else found).verified_timestamp
+        dated.append(replace(found, verified_timestamp=since))
     return replace(audit, regions=tuple(dated))
 
 
@@ -131,12 +131,8 @@ def _watched(
     if watch.stop is not None and watch.stop.is_set():
         raise AuditStoppedError(f"audit stopped at guest node {plan.guest_node}")
     verified = rolling.verified(key)
-    if verified is not None:
-        lasts = watch.idle and plan.backend is Backend.GUEST_MEMFD
-        if lasts or verified.oldest_timestamp >= now - watch.fresh_seconds:
-            return replace(
-                verified.audit, verified_timestamp=verified.oldest_timestamp, rolled=True
-            )
+    if verified is not None and (verified.lasts or verified.age_seconds <= watch.fresh_seconds):
+        return verified.audit
     sampled = sample_region(
         region.fd,
         guest_node=plan.guest_node,
@@ -152,6 +148,6 @@ def _watched(
         stop=watch.stop,
     )
     if sampled.sample is None:
-        return replace(sampled, verified_timestamp=now)
-    oldest = verified.oldest_timestamp if verified is not None else None
-    return replace(sampled, verified_timestamp=oldest)
+        return replace(sampled, verified_timestamp=now if sampled.in_sight else None)
+    since = verified.audit.verified_timestamp if verified is not None else None
+    return replace(sampled, verified_timestamp=since)

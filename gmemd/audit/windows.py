@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gmemd.audit.rolling import RollingRegion
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What a window was. Most are alike, and share one: tuples, so that they can be told."""
 
@@ -54,23 +54,26 @@ class Totals:
 
 @dataclass(slots=True)
 class Windows:
-    """A region's windows: those that stay mapped, by their age, and the others, in turn.
+    """A region's windows: those that stay mapped, and the others, each kind by its age.
 
     ``missing`` weren't looked at yet; what the others were adds up to ``totals``. When each was
-    looked at is there as seconds since the epoch, and on the monotonic clock (0.0: never).
+    looked at is there as seconds since the epoch, and on the monotonic clock (0.0: never). Nobody
+    has used an idle region since ``idle_since``.
     """
 
     key: Hashable
     region: RollingRegion
     window_bytes: int
+    idle_since: float = 0.0
     windows: list[Seen | None] = field(init=False)
     missing: int = field(init=False)
     timestamps: array[float] = field(init=False)
     monotonic: array[float] = field(init=False)
     totals: Totals = field(default_factory=Totals)
-    _in_turn: int = 0
-    _mapped: deque[int] = field(default_factory=deque)
     _is_mapped: bytearray = field(init=False)
+    _behind: array[int] = field(init=False)  # of each window in its line; -1: none
+    _first: dict[bool, int] = field(init=False)
+    _last: dict[bool, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.missing = n_windows = -(-self.region.size_bytes // self.window_bytes)
@@ -78,19 +81,16 @@ class Windows:
         self.timestamps = array("d", bytes(8 * n_windows))
         self.monotonic = array("d", bytes(8 * n_windows))
         self._is_mapped = bytearray(n_windows)
-
-    def _next_in_turn(self) -> int | None:
-        if len(self._mapped) == len(self.windows):
-            return None
-        while self._is_mapped[self._in_turn]:
-            self._in_turn = (self._in_turn + 1) % len(self.windows)
-        return self._in_turn
+        self._behind = array("q", range(1, n_windows + 1))
+        self._first, self._last = {False: -1, True: -1}, {False: -1, True: -1}
+        if n_windows:
+            self._behind[-1] = -1
+            self._first[False], self._last[False] = 0, n_windows - 1
 
     def next(self, *, mapped: bool) -> int | None:
         """The oldest window of one kind; None if there is none."""
-        if not mapped:
-            return self._next_in_turn()
-        return self._mapped[0] if self._mapped else None
+        first = self._first[mapped]
+        return first if first >= 0 else None
 
     def policies(self) -> list[PolicyRead]:
         """All policies that were found, that of the first window first."""
@@ -99,15 +99,15 @@ class Windows:
 
     def oldest(self) -> int:
         """The oldest window of all."""
-        oldest = [self.next(mapped=mapped) for mapped in (True, False)]
         return min(
-            (index for index in oldest if index is not None),
+            (index for index in self._first.values() if index >= 0),
             key=lambda index: self.monotonic[index],
         )
 
     def note(self, index: int, seen: Seen, *, at: float, mapped: bool) -> None:
-        """Take on what a window was seen to be."""
+        """Take on what the oldest window of its kind was seen to be: it is the newest now."""
         before = self.windows[index]
+        seen = self._alike(index, seen)
         if before is not seen:
             if before is not None:
                 self.totals.add(before, -1)
@@ -116,10 +116,27 @@ class Windows:
         self.windows[index] = seen
         self.timestamps[index] = time.time()
         self.monotonic[index] = at
-        if self._is_mapped[index]:
-            self._mapped.popleft()
+        self._line_up(index, mapped=mapped)
+
+    def _alike(self, index: int, seen: Seen) -> Seen:
+        """The same, as the window before or the one beside has it: most are alike."""
+        for other in (self.windows[index], self.windows[index - 1]):
+            if other == seen:
+                return other
+            if other is not None and other.policies == seen.policies:
+                seen = replace(seen, policies=other.policies)
+        return seen
+
+    def _line_up(self, index: int, *, mapped: bool) -> None:
+        """Have the first of its line be the last of the line of its kind."""
+        was = bool(self._is_mapped[index])
+        self._first[was] = self._behind[index]
+        if self._first[was] < 0:
+            self._last[was] = -1
+        self._is_mapped[index], self._behind[index] = mapped, -1
+        last = self._last[mapped]
+        if last >= 0:
+            self._behind[last] = index
         else:
-            self._in_turn = (index + 1) % len(self.windows)
-        self._is_mapped[index] = mapped
-        if mapped:
-            self._mapped.append(index)
+            self._first[mapped] = index
+        self._last[mapped] = index

@@ -8,6 +8,7 @@ enough, audits come less often, which each VM's last audit tells.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import suppress
 from operator import itemgetter
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from gmemd.daemon.vm import ManagedVm
     from gmemd.spec.config import AuditConfig
 
+log = logging.getLogger(__name__)
+
 LONGEST_PAUSE_SECONDS = 30.0
 ORDER_PART = 0.1
 """Of the interval: how long the order in which audits are due is gone by."""
@@ -32,11 +35,14 @@ BURST_PART = 0.03
 """Of the interval: audits that are due within it are done together, and paid for together. One at a
 time with a rest after each they took three times as long, with nothing in the CPU's caches."""
 
+LONGEST_WAIT_SECONDS = 5.0
+"""Between two looks at the budget, which a reload may change."""
+
 BUSY_SECONDS = 1.0
 """How long a VM that is due waits while something else is done for it."""
 
 FIRST_PAGE_SECONDS = 3e-6
-"""CPU time of a page drawn, with all that goes with it, until it is known: 1.5 to 3 us here."""
+"""CPU time of a page wanted, with all that goes with it, until it is known: 1.5 to 3 us here."""
 
 NEWS_WEIGHT = 0.1
 """How much one audit says of what a page costs."""
@@ -54,6 +60,7 @@ class Auditor:
         self._order: list[tuple[float, ManagedVm]] = []
         self._ordered = 0.0
         self._waiting = 0.0
+        self._pays = False
         self._guest_nodes = 0
         self.configure(config)
 
@@ -64,23 +71,39 @@ class Auditor:
         self._fleet.audit_interval_seconds = config.interval_seconds
         self._fleet.audit_budget_ratio = config.budget_ratio
         self._fleet.sample_pages = config.sample_pages
+        latest = time.monotonic() + config.interval_seconds
+        for vm in self._fleet.vms.values():
+            vm.audit_due = min(vm.audit_due, latest)
+        self._fleet.host_due = min(self._fleet.host_due, latest)
         self._fleet.audit_wanted.set()
+        self._fleet.wake.set()
 
     async def run(self) -> None:
         """Audit until cancelled."""
         loop = asyncio.get_running_loop()
         self._scanning.rolling.completed = lambda key: _call(loop, self._seen_whole, key)
         while True:
-            anew = self._fleet.audit_wanted.is_set()
-            self._fleet.audit_wanted.clear()
-            vm, due = self._most_due(anew=anew)
-            if vm is None or due > time.monotonic() + BURST_PART * self._config.interval_seconds:
-                await self._pause(due - time.monotonic())
-                continue
+            try:
+                await self._next()
+            except Exception:
+                log.exception("a periodic audit failed")
+                await asyncio.sleep(BUSY_SECONDS)
+
+    async def _next(self) -> None:
+        """Audit the VM that is due, or wait for one."""
+        burst = BURST_PART * self._config.interval_seconds
+        wait = self._scanning.looks.wait_seconds()
+        self._pays = wait > burst or (self._pays and wait > 0)
+        if self._pays:
+            await asyncio.sleep(min(wait, LONGEST_WAIT_SECONDS))
+            return
+        anew = self._fleet.audit_wanted.is_set()
+        self._fleet.audit_wanted.clear()
+        vm, due = self._most_due(anew=anew)
+        if vm is None or due > time.monotonic() + burst:
+            await self._pause(due - time.monotonic())
+        else:
             await self._audit(vm)
-            wait_seconds = self._scanning.looks.wait_seconds()
-            if wait_seconds > BURST_PART * self._config.interval_seconds:
-                await asyncio.sleep(wait_seconds)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -122,18 +145,17 @@ class Auditor:
 
     async def _audit(self, vm: ManagedVm) -> None:
         fleet = self._fleet
-        fleet.sample_pages = self._sample_pages()
+        fleet.sample_pages = wanted = self._sample_pages()
         before = vm.audit
-        self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.watch(vm))
+        self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.watch(vm, charged=True))
         if vm.task is not None:
             await asyncio.wait([vm.task])
         audit = vm.audit
         if audit is None or audit is before:
             return
-        self._scanning.looks.spend(audit.cpu_seconds)
-        drawn = sum(region.sample.drawn for region in audit.regions if region.sample is not None)
-        if drawn:
-            seconds = audit.cpu_seconds / drawn
+        sampled = {region.guest_node for region in audit.regions if region.sample is not None}
+        if sampled:
+            seconds = audit.cpu_seconds / (wanted * len(sampled))
             self._page_seconds += NEWS_WEIGHT * (seconds - self._page_seconds)
 
     def _sample_pages(self) -> int:

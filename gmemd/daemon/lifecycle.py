@@ -200,12 +200,13 @@ class Lifecycle:
 
     async def audit(self, vm: ManagedVm, asked: Asked = EVERY_PAGE) -> None:
         """Look at a VM's pages as is asked, and judge it."""
+        began = time.monotonic()
 
         def note(looked_at: int, total: int) -> None:
             vm.looked_at = looked_at, total
 
         async def look(spec: VmSpec, payer: Path | None, *, idle: bool) -> VmAudit:
-            return await self._workers.audit(
+            audit = await self._workers.audit(
                 vm.name,
                 vm.regions,
                 confidential=spec.confidential,
@@ -216,24 +217,33 @@ class Lifecycle:
                 asked=asked,
                 layout=layout_of(vm) if asked.where else None,
             )
+            if all(region.sample is None for region in audit.regions):
+                vm.seen_whole_at = began
+            return audit
 
         await self._audit(vm, look)
 
-    async def watch(self, vm: ManagedVm) -> None:
-        """Look at a VM as is done again and again, for little, and judge it."""
+    async def watch(self, vm: ManagedVm, *, charged: bool = False) -> None:
+        """Look at a VM as is done again and again, for little, and judge it.
+
+        ``charged``: what it takes is spent of the budget, as it is not when memory is new.
+        """
 
         async def look(spec: VmSpec, payer: Path | None, *, idle: bool) -> VmAudit:
             fleet = self._fleet
+            since_asked = time.monotonic() - vm.seen_whole_at
             watch = Watch(
                 random.Random(),  # noqa: S311  a sample, no secret
                 sample_pages=fleet.sample_pages,
-                fresh_seconds=FRESH_INTERVALS * fleet.audit_interval_seconds,
+                fresh_seconds=min(FRESH_INTERVALS * fleet.audit_interval_seconds, since_asked),
                 at_once_bytes=AT_ONCE_BYTES,
                 readable=not spec.confidential,
                 idle=idle,
                 stop=vm.cancel,
             )
-            return await self._workers.watch(vm.name, vm.regions, watch, holders_cgroup=payer)
+            return await self._workers.watch(
+                vm.name, vm.regions, watch, holders_cgroup=payer, charged=charged
+            )
 
         await self._audit(vm, look)
 

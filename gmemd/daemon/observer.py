@@ -255,7 +255,7 @@ class Observer:
                     _timed, lambda: self._see(found, host, asked or Asked())
                 )
             vm.looked_at = time.monotonic()
-            if asked is None:
+            if asked is None and not vm.news:
                 self._workers.scanning.looks.spend(cpu_seconds)
         except AuditStoppedError:
             return

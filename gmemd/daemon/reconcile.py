@@ -164,6 +164,7 @@ class Reconciler:
         """Keep or release a VM's memory, as its spec says."""
         if vm.holder is not holder:
             return
+        self._fleet.workers.scanning.note_idle(vm.regions)
         spec = vm.spec
         keeps = spec is not None and spec.on_vmm_exit is OnVmmExit.KEEP
         if keeps and spec is not None and spec.source is not Source.ADOPT:

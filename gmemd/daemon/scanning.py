@@ -30,16 +30,19 @@ class Scanning:
     """A rolling scan of all memory that is watched, with its thread.
 
     ``whole`` is all that may be spent, ``looks`` the part of it that is for all periodic audits
-    but the scan.
+    but the scan. That has the other part, and what is left of this one.
     """
 
     def __init__(self) -> None:
         config = AuditConfig()
         self.whole = CpuBudget(config.budget_ratio)
         self.looks = CpuBudget(config.budget_ratio * LOOKS_PART, part_of=self.whole)
+        self._scan = CpuBudget(
+            config.budget_ratio * (1 - LOOKS_PART), part_of=self.whole, or_spare=True
+        )
         self._kept = _keep(config.page_tables_bytes)
         self.rolling = RollingScan(
-            self.whole,
+            self._scan,
             rest_seconds=config.interval_seconds,
             kept=self._kept,
         )
@@ -53,8 +56,9 @@ class Scanning:
 
     def configure(self, config: AuditConfig) -> None:
         """Take on another budget, from now on."""
-        self.whole.share = config.budget_ratio
-        self.looks.share = config.budget_ratio * LOOKS_PART
+        self.whole.resize(config.budget_ratio)
+        self.looks.resize(config.budget_ratio * LOOKS_PART)
+        self._scan.resize(config.budget_ratio * (1 - LOOKS_PART))
         self.rolling.rest_seconds = config.interval_seconds
         if self._kept is not None:
             self._kept.resize(config.page_tables_bytes)
@@ -65,15 +69,25 @@ class Scanning:
             self._thread = Thread(target=self._run, name="scan", daemon=True)
             self._thread.start()
 
-    def forget(self, regions: Iterable[Region]) -> None:
+    def remove(self, regions: Iterable[Region]) -> None:
         """Look no more at regions whose descriptors are about to be closed; blocks a moment."""
         for region in regions:
-            self.rolling.remove((region.fd, region.offset))
+            self.rolling.remove(_key(region))
+
+    def forget(self, regions: Iterable[Region]) -> None:
+        """Take nothing that was seen of regions for what is any more; blocks a moment."""
+        for region in regions:
+            self.rolling.forget(_key(region))
 
     def note_use(self, regions: Iterable[Region]) -> None:
         """Take note that somebody is about to get hold of regions."""
         for region in regions:
-            self.rolling.note_use((region.fd, region.offset))
+            self.rolling.note_use(_key(region))
+
+    def note_idle(self, regions: Iterable[Region]) -> None:
+        """Take note that nobody holds regions any more."""
+        for region in regions:
+            self.rolling.note_idle(_key(region))
 
     def take_looked(self) -> Looked:
         """Give what the scan has done since the last call."""
@@ -94,6 +108,10 @@ class Scanning:
             except Exception:
                 log.exception("the scan of a region failed; it goes on with the others")
                 self._stop.wait(FAILURE_PAUSE_SECONDS)
+
+
+def _key(region: Region) -> tuple[int, int]:
+    return region.fd, region.offset
 
 
 def _keep(budget_bytes: int) -> KeptWindows | None:

@@ -69,7 +69,8 @@ class ManagedVm:
     ``spec`` is the one in force, None where only a broken file is known. ``plan`` and ``regions``
     are what there is; ``promised`` counts the plan before the regions are there. ``pending`` says
     what a newer spec (``pending_spec``) asks for that isn't done to memory that exists.
-    ``retry_at`` and ``audit_due`` are on the monotonic clock.
+    ``retry_at``, ``audit_due`` and ``seen_whole_at``, which is when somebody last asked for a look
+    at all of it, are on the monotonic clock.
 
     ``holder`` has the memory; one that isn't alive has left it behind, to be kept. A VM is
     ``dormant`` once its memory was given back after use: it is made again when somebody wants it.
@@ -106,6 +107,7 @@ class ManagedVm:
     audit: VmAudit | None = None
     audit_error: str = ""
     audit_due: float = 0.0
+    seen_whole_at: float = 0.0
     drift: VmDrift | None = None
     work: Work | None = None
     holder: Holder | None = None

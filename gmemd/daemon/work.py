@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -166,15 +167,30 @@ class Workers:
         return await _run(self._auditing, look)
 
     async def watch(
-        self, vm: str, regions: Sequence[Region], watch: Watch, *, holders_cgroup: Path | None
+        self,
+        vm: str,
+        regions: Sequence[Region],
+        watch: Watch,
+        *,
+        holders_cgroup: Path | None,
+        charged: bool,
     ) -> VmAudit:
         """Audit a VM's regions for little, and have them scanned behind everything from now on.
 
-        ``holders_cgroup`` as in `audit`. Raises KernelError and AuditStoppedError.
+        ``holders_cgroup`` as in `audit`. ``charged``: it is spent of the budget, however it ends.
+        Raises KernelError and AuditStoppedError.
         """
         self.scanning.start()
         watch = replace(watch, counters_cgroup=_payer(regions, holders_cgroup))
-        look = partial(watch_vm, vm, _audited(regions), self.scanning.rolling, watch)
+
+        def look() -> VmAudit:
+            began = time.thread_time()
+            try:
+                return watch_vm(vm, _audited(regions), self.scanning.rolling, watch)
+            finally:
+                if charged:
+                    self.scanning.looks.spend(time.thread_time() - began)
+
         return await _run(self._watching, look)
 
     async def identify(self, fd: int) -> MemoryFile:
@@ -218,7 +234,7 @@ class Workers:
         payer: Path,
     ) -> None:
         """Prefault regions at the cost of a passed cgroup. Raises ProvisionError."""
-        work = partial(
+        prefault = partial(
             prefault_acquired,
             regions,
             vm=vm,
@@ -229,13 +245,18 @@ class Workers:
             payer_fd=payer_fd,
             payer=payer,
         )
-        return await _run(self._provisioning, work)
+
+        def work() -> None:
+            self.scanning.forget(regions)
+            prefault()
+
+        await _run(self._provisioning, work)
 
     async def release(self, regions: Sequence[Region]) -> None:
         """Give regions back."""
 
         def give_back(leaving: Sequence[Region]) -> None:
-            self.scanning.forget(leaving)
+            self.scanning.remove(leaving)
             release(leaving)
 
         await _run(self._releasing, partial(give_back, list(regions)))

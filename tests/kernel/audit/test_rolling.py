@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from gmemd.audit import rolling as rolling_module
 from gmemd.audit.budget import CpuBudget
 from gmemd.audit.kept import KeptWindows, cost_bytes
 from gmemd.audit.rolling import Looked, RollingRegion, RollingScan
+from gmemd.audit.windows import Seen, Windows
 from gmemd.kernel.fallocate import allocate
 from gmemd.kernel.memfd import create_memfd
 from tests.kernel.audit.conftest import MIB, PAGE, Memory
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
     from gmemd.audit.model import RegionAudit
     from gmemd.audit.scan import ReadRange
-    from gmemd.audit.windows import Seen, Windows
 
 SIZE = 16 * MIB
 WINDOW = 2 * MIB
@@ -49,7 +50,7 @@ def unhurried(**options: object) -> RollingScan:
 def seen(rolling: RollingScan, key: object) -> RegionAudit:
     found = rolling.verified(key)
     assert found is not None
-    return found.audit
+    return replace(found.audit, verified_timestamp=None, rolled=False)
 
 
 def mappings() -> int:
@@ -119,14 +120,16 @@ def test_what_is_new_comes_first_and_what_is_gone_no_more(
 def test_the_age_of_a_region_is_that_of_its_oldest_window(memory: Memory) -> None:
     rolling = unhurried()
     rolling.add("db", region(memory))
-    started = time.time()
+    started, began = time.time(), time.monotonic()
     rolling.step()
     after_one = time.time()
     for _ in range(7):
         rolling.step()
     found = rolling.verified("db")
     assert found is not None
-    assert started <= found.oldest_timestamp <= after_one
+    assert found.audit.verified_timestamp is not None
+    assert started <= found.audit.verified_timestamp <= after_one
+    assert 0 < found.age_seconds <= time.monotonic() - began
 
 
 def test_it_rests_as_the_share_says(memory: Memory) -> None:
@@ -272,11 +275,13 @@ def test_a_window_that_stays_mapped_no_more_is_looked_at_in_turn(memory: Memory)
         rolling.add("db", region(memory))
         rolling.scan_now("db")
         kept.resize(2 * cost_bytes(WINDOW))
+        for _ in range(7):
+            rolling.step()
         assert kept.n_windows == 2
         kept.resize(0)
         memory.punch(0, 1)
         memory.punch(SIZE // PAGE - 1, 1)
-        for _ in range(8):
+        for _ in range(16):
             rolling.step()
         assert seen(rolling, "db").resident_bytes == SIZE - 2 * PAGE
 
@@ -348,3 +353,60 @@ def test_a_look_that_fails_takes_that_region_out_until_it_is_added_again(
     rolling.add("db", region(memory))
     rolling.scan_now("db")
     assert rolling.is_verified("db")
+
+
+def test_the_oldest_window_is_known_whatever_stays_mapped_and_does_no_more() -> None:
+    windows = Windows("db", RollingRegion(1, 0, 0, 10 * PAGE, PAGE), PAGE)
+    seen, now = Seen(((0, PAGE),), 0, (), (), (), exact=True), 100.0
+    for turn in range(60):
+        mapped = turn % 7 < 3 and turn > 9
+        index = windows.next(mapped=mapped)
+        if index is None:
+            mapped = not mapped
+            index = windows.next(mapped=mapped)
+        assert index is not None
+        now += 1
+        windows.note(index, seen, at=now, mapped=bool(index * turn % 3))
+        assert windows.monotonic[windows.oldest()] == min(windows.monotonic)
+    assert windows.missing == 0
+    assert windows.totals.by_node == {0: 10 * PAGE}
+
+
+def test_what_failed_or_was_forgotten_keeps_nothing_mapped(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.allocate(0, SIZE // PAGE)
+    with KeptWindows(1 << 20) as kept:
+        rolling = unhurried(kept=kept)
+        rolling.add("db", region(memory))
+        rolling.step()
+        assert kept.n_windows == 1
+        monkeypatch.setattr(rolling_module, "has_changed", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rolling.step()
+        assert kept.n_windows == 0
+        monkeypatch.undo()
+        rolling.add("db", region(memory))
+        rolling.scan_now("db")
+        rolling.forget("db")
+        assert (kept.n_windows, rolling.is_verified("db")) == (0, False)
+
+
+def test_who_uses_it_is_known_before_the_first_look(memory: Memory) -> None:
+    rolling = unhurried()
+    rolling.note_use("db")
+    rolling.add("db", region(memory, idle=True))
+    rolling.scan_now("db")
+    found = rolling.verified("db")
+    assert found is not None
+    assert not found.lasts
+    rolling.note_idle("db")
+    rolling.add("db", region(memory, idle=True))
+    found = rolling.verified("db")
+    assert found is not None
+    assert not found.lasts  # it was looked at while it was in use
+    for _ in range(8):
+        rolling.step()
+    found = rolling.verified("db")
+    assert found is not None
+    assert found.lasts
