@@ -89,13 +89,18 @@ class Desk:
             return
         managed = self._handing.vm(vm)
         auditing = asyncio.create_task(self._reconciler.audit_now(vm, asked))
-        while not (await asyncio.wait({auditing}, timeout=PROGRESS_SECONDS))[0]:
-            yield managed.looked_at
-        auditing.result()
+        auditing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            while not (await asyncio.wait({auditing}, timeout=PROGRESS_SECONDS))[0]:
+                yield managed.looked_at
+        finally:
+            auditing.cancel()  # where the caller is gone, and nobody waits for it
+        try:
+            auditing.result()
+        except GmemdError as error:
+            raise errors.AuditFailed(vm=vm, message=error.message, hint=error.hint) from error
         if not managed.regions:
             raise errors.NotAuditable(vm=vm, state=str(managed.state), message=managed.message)
-        if managed.audit_error:
-            raise errors.AuditFailed(vm=vm, message=managed.audit_error, hint=None)
 
     async def _audit_observed(self, name: str, asked: Asked) -> None:
         """Look at a running VM now; raises NotAuditable and AuditFailed."""

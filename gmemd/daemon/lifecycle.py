@@ -73,11 +73,20 @@ class Lifecycle:
         self._forget_spec = forget_spec
         self._admission = asyncio.Lock()
 
-    def start(self, vm: ManagedVm, kind: Work, work: Coroutine[None, None, None]) -> None:
-        """Begin something for a VM; whatever goes wrong in it is that VM's failure."""
+    def start(
+        self, vm: ManagedVm, kind: Work, work: Coroutine[None, None, None]
+    ) -> asyncio.Task[None] | None:
+        """Begin something for a VM; whatever goes wrong in it is that VM's failure.
+
+        Returns its task; None where the daemon stops, and nothing is begun any more.
+        """
+        if self._fleet.stopping:
+            work.close()
+            return None
         vm.cancel.clear()
         vm.work = kind
-        vm.task = _task(vm, self._confine(vm, kind, work))
+        vm.task = task = _task(vm, self._confine(vm, kind, work))
+        return task
 
     async def do(self, vm: ManagedVm, work: Callable[[], Coroutine[None, None, _R]]) -> _R:
         """Do something for a VM once nothing else is done or due; an audit makes way.
@@ -125,6 +134,8 @@ class Lifecycle:
                 log.error("%s: %s", vm.name, error.in_one_line)  # noqa: TRY400
         except Exception:
             log.exception("%s: unexpected failure", vm.name)
+            if vm.work is Work.AUDIT:
+                vm.audit_error = "internal error"
             vm.fail("internal", "internal error", "the daemon's log has the traceback")
         finally:
             desired = self._fleet.desired
@@ -198,8 +209,8 @@ class Lifecycle:
             log.warning("%s: not admitted: %s", vm.name, message)
         return None
 
-    async def audit(self, vm: ManagedVm, asked: Asked = EVERY_PAGE) -> None:
-        """Look at a VM's pages as is asked, and judge it."""
+    async def audit(self, vm: ManagedVm, asked: Asked = EVERY_PAGE) -> GmemdError | None:
+        """Look at a VM's pages as is asked, and judge it; gives why it wasn't, if it wasn't."""
         began = time.monotonic()
 
         def note(looked_at: int, total: int) -> None:
@@ -221,7 +232,7 @@ class Lifecycle:
                 vm.seen_whole_at = began
             return audit
 
-        await self._audit(vm, look)
+        return await self._audit(vm, look)
 
     async def watch(self, vm: ManagedVm, *, charged: bool = False) -> None:
         """Look at a VM as is done again and again, for little, and judge it.
@@ -247,16 +258,18 @@ class Lifecycle:
 
         await self._audit(vm, look)
 
-    async def _audit(self, vm: ManagedVm, look: Look) -> None:
+    async def _audit(self, vm: ManagedVm, look: Look) -> GmemdError | None:
         if vm.spec is None or vm.plan is None:
-            return
+            return None
+        failed: GmemdError | None = None
         idle = not vm.held
         payer = await self.look_at_holder(vm)
         try:
             audit = await look(vm.spec, payer, idle=idle)
-        except AuditStoppedError:
-            return
+        except AuditStoppedError as error:
+            return error
         except GmemdError as error:
+            failed = error
             self._fleet.counters.add_audit_error("failed")
             if vm.audit_error != error.message:
                 log.warning("%s: audit: %s", vm.name, error.in_one_line)
@@ -276,6 +289,7 @@ class Lifecycle:
         if vm.settle():
             level = logging.WARNING if vm.state is VmState.DEGRADED else logging.INFO
             log.log(level, "%s: %s%s", vm.name, vm.state, f": {vm.message}" if vm.message else "")
+        return failed
 
     async def look_at_holder(self, vm: ManagedVm) -> Path | None:
         """Read again what its holder is, as it may run another program in another cgroup by now.

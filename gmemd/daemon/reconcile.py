@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import gmemd
 from gmemd.daemon.desired import Change, compare
 from gmemd.daemon.lifecycle import RELEASED
+from gmemd.daemon.on_demand import audit_on_demand
 from gmemd.daemon.vm import ManagedVm, Work
 from gmemd.export.snapshot import Snapshot, VmState
 from gmemd.plan.planning import can_spill
@@ -131,13 +132,11 @@ class Reconciler:
         )
 
     async def audit_now(self, name: str, asked: Asked) -> ManagedVm:
-        """Audit a VM that has memory; waits for what is under way. Raises GmemdError."""
+        """Audit a VM that has memory, and publish; see audit_on_demand. Raises GmemdError."""
         vm = self._fleet.vms[name]
-        while vm.busy and vm.task is not None:
-            await asyncio.wait([vm.task])
-        if vm.regions:
-            self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.audit(vm, asked))
-            await asyncio.wait([vm.task] if vm.task is not None else [])
+        try:
+            await audit_on_demand(self._fleet, self._lifecycle, vm, asked)
+        finally:
             self.publish()
         return vm
 
@@ -207,8 +206,10 @@ class Reconciler:
         self._pass()
 
     def _pass(self) -> None:
-        """Look at what is to be looked at, and publish."""
+        """Look at what is to be looked at, and publish; nothing where the daemon stops."""
         fleet = self._fleet
+        if fleet.stopping:
+            return
         now = time.monotonic()
         if fleet.host_due <= now and self._host_task is None:
             self._host_task = asyncio.create_task(fleet.refresh_host())

@@ -141,7 +141,8 @@ def test_a_file_that_went_during_an_audit_that_is_stopped_counts_at_once() -> No
             await until_stopped.wait()
 
         until_stopped = asyncio.Event()
-        fleet.workers.release = release  # type: ignore[method-assign]
+        workers: Any = fleet.workers
+        workers.release = release
         vm = fleet.vms["a"]
         vm.regions = [Region(region_plan(), -1, (0, 0), Strategy.INODE_POLICY, "")]
         passes.lifecycle.start(vm, Work.AUDIT, audit())
