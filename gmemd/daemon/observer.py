@@ -1,7 +1,8 @@
 """Running VMs in the daemon: found every audit interval, looked at one by one, published.
 
 All state lives on the event loop's thread; finding and looking run in a thread of their own, and
-are spread over the interval. Whatever goes wrong with one VM is that VM's alone.
+are spread over the interval. A look that somebody asks for has another thread, as it may take
+minutes. Whatever goes wrong with one VM is that VM's alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +20,7 @@ from gmemd.audit.asked import Asked
 from gmemd.audit.observed import Effort, Unknown
 from gmemd.audit.scan import AuditStoppedError
 from gmemd.daemon.observing import Finder, Found
+from gmemd.daemon.on_demand import daemon_stops
 from gmemd.daemon.watched import (
     Wanted,
     Watched,
@@ -74,7 +76,7 @@ class Observer:
         changed: Callable[[], None],
         held: Callable[[], frozenset[int]],
         adoptable: Callable[[VmSpec, FoundVm | None], None],
-        finder: Finder | None = None,
+        new_finder: Callable[[], Finder] = Finder,
     ) -> None:
         self.unseen_processes: int | None = None
         self.hidden_processes = ""
@@ -85,13 +87,15 @@ class Observer:
         self._changed = changed
         self._held = held
         self._adoptable = adoptable
-        self._finder = finder
+        self._new_finder = new_finder
+        self._finder: Finder | None = None
         self._wanted = Wanted()
         self._vms: dict[str, Watched] = {}
         self._waiting: dict[str, tuple[str, str]] = {}
         self._merged: dict[str, tuple[VmStatus, VmStatus, VmStatus]] = {}
         self._wake = asyncio.Event()
         self._stop = Event()
+        self._asked: set[Event] = set()
         self._failure = ""
 
     def want(self, wanted: Wanted) -> None:
@@ -144,19 +148,23 @@ class Observer:
             await self._pause(began + self._wanted.interval_seconds - time.monotonic())
 
     def stop(self) -> None:
-        """End what runs in the thread, at its next chance."""
-        self._stop.set()
+        """End what runs in the threads, at its next chance."""
+        for stop in (self._stop, *self._asked):
+            stop.set()
 
     async def audit_now(self, name: str, asked: Asked) -> VmStatus | None:
         """Look at one VM now; None where none of that name runs (any more).
 
         Where nothing else is asked, as is done again and again. Raises GmemdError where looking at
-        it failed; what was known of it still is.
+        it failed; what was known of it still is. Where the caller is cancelled the look ends.
         """
         vm = self._vms.get(name)
         if vm is None:
             return None
-        await self._look(vm, await self._host(), asked)
+        try:
+            await self._look(vm, await self._host(), asked)
+        except AuditStoppedError as error:
+            raise daemon_stops() from error
         if vm.failure:
             raise GmemdError(vm.failure)
         return vm.status if self._vms.get(name) is vm else None
@@ -198,9 +206,13 @@ class Observer:
 
     def _find(self, wanted: Wanted) -> Found:
         """In the thread: find all VMs, by the names that they have here."""
+        return self._known_finder().find(wanted.specs, wanted.taken)
+
+    def _known_finder(self) -> Finder:
+        """The finder of the one thread, which remembers what it has seen."""
         if self._finder is None:
-            self._finder = Finder()
-        return self._finder.find(wanted.specs, wanted.taken)
+            self._finder = self._new_finder()
+        return self._finder
 
     def _take(self, found: Found, wanted: Wanted) -> None:
         """Take on what was found: know the new VMs, and those that are gone no more."""
@@ -247,17 +259,17 @@ class Observer:
                 self._adoptable(spec, vm)
 
     async def _look(self, vm: Watched, host: Host, asked: Asked | None = None) -> None:
-        """Look at one VM, and take on what was seen."""
+        """Look at one VM, and take on what was seen; raises AuditStoppedError if that was asked."""
         found = vm.found
         try:
-            with nullcontext() if asked else _noting(f"looking at {vm.name}"):
-                seen, cpu_seconds = await self._workers.observe(
-                    _timed, lambda: self._see(found, host, asked or Asked())
-                )
+            if asked is None:
+                seen = await self._see_in_turn(vm, host)
+            else:
+                seen = await self._see_now(found, host, asked)
             vm.looked_at = time.monotonic()
-            if asked is None and not vm.news:
-                self._workers.scanning.looks.spend(cpu_seconds)
         except AuditStoppedError:
+            if asked is not None:
+                raise
             return
         except Exception as error:
             if not vm.failure:
@@ -268,27 +280,47 @@ class Observer:
             if seen is None:
                 self._drop(vm)
                 return
+            if self._vms.get(found.name) is not vm:
+                return
             vm.failure = ""
             self._note(vm, seen)
         vm.news = vm.found.spec != found.spec
         self._changed()
 
-    def _see(self, found: FoundVm, host: Host, asked: Asked) -> VmStatus | None:
-        """In the thread: how a VM is; None where it isn't what it was found to be any more."""
-        if self._finder is None:
-            self._finder = Finder()
-        effort = Effort(
+    async def _see_in_turn(self, vm: Watched, host: Host) -> VmStatus | None:
+        """How a VM is, seen for little; None where it isn't what it was found to be any more."""
+        found, effort = vm.found, self._effort(Asked(), self._stop)
+        with _noting(f"looking at {vm.name}"):
+            seen, cpu_seconds = await self._workers.observe(
+                _timed, lambda: _see(self._known_finder(), found, host, effort)
+            )
+        if not vm.news:
+            self._workers.scanning.looks.spend(cpu_seconds)
+        return seen
+
+    async def _see_now(self, found: FoundVm, host: Host, asked: Asked) -> VmStatus | None:
+        """The same as was asked for, until nobody waits for it any more."""
+        if self._stop.is_set():
+            raise AuditStoppedError("the daemon stops")
+        stop = Event()
+        effort = self._effort(asked, stop)
+        self._asked.add(stop)
+        try:
+            return await self._workers.look(lambda: _see(self._new_finder(), found, host, effort))
+        finally:
+            stop.set()
+            self._asked.discard(stop)
+
+    def _effort(self, asked: Asked, stop: Event) -> Effort:
+        return Effort(
             None if asked.every_page else asked.sample_pages or self._wanted.sample_pages,
             random.Random(),  # noqa: S311  a sample, no secret
-            self._stop,
+            stop,
             where=asked.where,
             confidence=asked.confidence,
             margin=asked.margin,
             jobs=asked.jobs,
         )
-        seen = self._finder.observe(found, host, effort)
-        gone = seen.running is not None and seen.running.unknown == Unknown.GONE
-        return None if gone else seen
 
     def _drop(self, vm: Watched) -> None:
         """Know a VM no more that ended while it was looked at."""
@@ -321,6 +353,13 @@ class Observer:
     def _log_gone(self, vm: Watched) -> None:
         self._counters.forget(vm.found.name)
         log.info("%s: gone", vm.name)
+
+
+def _see(finder: Finder, found: FoundVm, host: Host, effort: Effort) -> VmStatus | None:
+    """In a thread: how a VM is; None where it isn't what it was found to be any more."""
+    seen = finder.observe(found, host, effort)
+    gone = seen.running is not None and seen.running.unknown == Unknown.GONE
+    return None if gone else seen
 
 
 def _timed(work: Callable[[], _R]) -> tuple[_R, float]:

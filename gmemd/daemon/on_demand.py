@@ -19,6 +19,11 @@ ATTEMPTS = 3
 """How often an audit is begun that makes way for what can't wait."""
 
 
+def daemon_stops() -> GmemdError:
+    """Why nothing is looked at any more."""
+    return GmemdError("the daemon stops", hint="ask again once it runs again")
+
+
 async def audit_on_demand(fleet: Fleet, lifecycle: Lifecycle, vm: ManagedVm, asked: Asked) -> None:
     """Audit a VM once nothing else is done or due; one without memory is left as it is.
 
@@ -58,7 +63,7 @@ async def _audit(lifecycle: Lifecycle, vm: ManagedVm, asked: Asked) -> GmemdErro
 
     task = lifecycle.start(vm, Work.AUDIT, audit())
     if task is None:
-        return GmemdError("the daemon stops", hint="ask again once it runs again")
+        return daemon_stops()
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:

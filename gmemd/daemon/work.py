@@ -71,6 +71,7 @@ class Workers:
         self._identifying = ThreadPoolExecutor(1, thread_name_prefix="identify")
         self._placing = ThreadPoolExecutor(MOST_PROVISIONING, thread_name_prefix="place")
         self._observing = _Expendable("observe")
+        self._looking = _Expendable("look")
         self.scanning = Scanning()
         self._memory_files = MemoryFiles()
         self._features: dict[str, Feature] | None = None
@@ -78,6 +79,7 @@ class Workers:
     def close(self) -> None:
         """Wait for what runs, and end the threads; what only waits is dropped."""
         self._observing.close()
+        self._looking.close()
         for pool in (
             self._provisioning,
             self._identifying,
@@ -104,6 +106,10 @@ class Workers:
     async def observe(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run something that looks at other processes, one at a time."""
         return await self._observing.run(partial(function, *args, **kwargs))
+
+    async def look(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Run a look at another process that somebody waits for, beside what is observed."""
+        return await self._looking.run(partial(function, *args, **kwargs))
 
     async def provision(
         self,

@@ -366,7 +366,7 @@ def test_what_goes_wrong_with_one_vm_is_that_vms_alone(
             changed=lambda: None,
             held=frozenset,
             adoptable=lambda _spec, _vm: None,
-            finder=Failing(),
+            new_finder=Failing,
         )
         watcher.want(Wanted(discovery=True, interval_seconds=0.2))
         task = asyncio.create_task(watcher.run())
