@@ -38,3 +38,8 @@ class Asked:
     def every_page(self) -> bool:
         """Whether all pages were asked for."""
         return self.where or self.full
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a sample was asked for."""
+        return not self.every_page and self.sample_pages is not None

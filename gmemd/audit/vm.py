@@ -13,7 +13,7 @@ from gmemd.audit.held import sample_region
 from gmemd.audit.jobs import Jobs
 from gmemd.audit.model import VmAudit
 from gmemd.audit.sampling import allocate
-from gmemd.audit.scan import WINDOW_BYTES, scan_region
+from gmemd.audit.scan import RESIDENCY_CHANGED, WINDOW_BYTES, scan_region
 from gmemd.plan.model import Strategy
 from gmemd.spec.model import Backend, PolicyMode
 
@@ -167,3 +167,31 @@ def may_hold_policy(plan: RegionPlan) -> bool:
         or plan.backend is Backend.MEMFD
         or plan.policy is PolicyMode.DEFAULT
     )
+
+
+def no_less_lately_verified(audit: VmAudit, before: VmAudit | None) -> VmAudit:
+    """Give the same, with no region verified less lately than it was ``before``."""
+    known = {
+        (seen.guest_node, seen.index): seen.verified_timestamp or 0.0
+        for seen in (before.regions if before is not None else ())
+    }
+    regions = (
+        replace(
+            seen,
+            verified_timestamp=max(
+                seen.verified_timestamp or 0.0, known.get((seen.guest_node, seen.index), 0.0)
+            )
+            or None,
+        )
+        for seen in audit.regions
+    )
+    return replace(audit, regions=tuple(regions))
+
+
+def without_holders_pages(audit: VmAudit) -> VmAudit:
+    """Give the same where memory was handed out meanwhile: that it has grown is no error."""
+    regions = (
+        replace(region, errors={k: n for k, n in region.errors.items() if k != RESIDENCY_CHANGED})
+        for region in audit.regions
+    )
+    return replace(audit, regions=tuple(regions))

@@ -93,7 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=_read_by(parse_jobs),
         metavar="N",
-        help="with --full: look at guest_memfds, and at memory that a daemon holds, with N threads",
+        help="with --full or --where: look at guest_memfds, and at memory that a daemon holds, "
+        "with N threads",
     )
     parser.add_argument(
         "--where",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gmemd.daemon.varlink.peer import Peer
     from gmemd.daemon.varlink.protocol import Call
     from gmemd.daemon.vm import ManagedVm
-    from gmemd.export.snapshot import Snapshot
+    from gmemd.export.snapshot import Snapshot, VmStatus
 
 PROGRESS_SECONDS = 0.5
 _LONGEST_TIMEOUT_MS = 10**12
@@ -82,10 +82,18 @@ class Desk:
         """Read config and specs again; raises ReloadFailed with everything as it was."""
         return await self._reload()
 
-    async def audit(self, vm: str, asked: Asked) -> AsyncIterator[tuple[int, int] | None]:
-        """Audit a VM now; gives bytes looked at and in all. Raises NotAuditable, AuditFailed."""
+    async def audit(
+        self, vm: str, asked: Asked
+    ) -> AsyncIterator[tuple[int, int] | VmStatus | None]:
+        """Audit a VM now; gives bytes looked at and in all. Raises NotAuditable, AuditFailed.
+
+        What a sample told is the last that it gives: it is for who asked alone. A look at every
+        page is published.
+        """
         if self._reconciler.observer.runs(vm):
-            await self._audit_observed(vm, asked)
+            seen = await self._audit_observed(vm, asked)
+            if asked.sampled:
+                yield seen
             return
         managed = self._handing.vm(vm)
         auditing = asyncio.create_task(self._reconciler.audit_now(vm, asked))
@@ -96,13 +104,16 @@ class Desk:
         finally:
             auditing.cancel()  # where the caller is gone, and nobody waits for it
         try:
-            auditing.result()
+            answer = auditing.result()
         except GmemdError as error:
             raise errors.AuditFailed(vm=vm, message=error.message, hint=error.hint) from error
         if not managed.regions:
-            raise errors.NotAuditable(vm=vm, state=str(managed.state), message=managed.message)
+            message = managed.message or "its memory is given back"
+            raise errors.NotAuditable(vm=vm, state=str(managed.state), message=message)
+        if answer is not None:
+            yield answer
 
-    async def _audit_observed(self, name: str, asked: Asked) -> None:
+    async def _audit_observed(self, name: str, asked: Asked) -> VmStatus:
         """Look at a running VM now; raises NotAuditable and AuditFailed."""
         try:
             seen = await self._reconciler.observer.audit_now(name, asked)
@@ -113,6 +124,7 @@ class Desk:
             raise errors.NotAuditable(vm=name, state="waiting", message="it runs no more")
         if seen.audit is None:
             raise errors.NotAuditable(vm=name, state=str(seen.state), message=seen.message)
+        return seen
 
     async def acquire(
         self,

@@ -14,8 +14,8 @@ from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gmemd.audit.scan import RESIDENCY_CHANGED, AuditStoppedError
-from gmemd.audit.vm import EVERY_PAGE
+from gmemd.audit.scan import AuditStoppedError
+from gmemd.audit.vm import EVERY_PAGE, no_less_lately_verified, without_holders_pages
 from gmemd.audit.watching import Watch
 from gmemd.daemon.varlink.errors import NoSuchVM
 from gmemd.daemon.vm import Failure, Work
@@ -232,7 +232,7 @@ class Lifecycle:
                 vm.seen_whole_at = began
             return audit
 
-        return await self._audit(vm, look)
+        return await self._audit(vm, look, published=not asked.sampled)
 
     async def watch(self, vm: ManagedVm, *, charged: bool = False) -> None:
         """Look at a VM as is done again and again, for little, and judge it.
@@ -258,7 +258,9 @@ class Lifecycle:
 
         await self._audit(vm, look)
 
-    async def _audit(self, vm: ManagedVm, look: Look) -> GmemdError | None:
+    async def _audit(
+        self, vm: ManagedVm, look: Look, *, published: bool = True
+    ) -> GmemdError | None:
         if vm.spec is None or vm.plan is None:
             return None
         failed: GmemdError | None = None
@@ -276,13 +278,17 @@ class Lifecycle:
             vm.audit_error = error.message
         else:
             if idle and vm.held:
-                audit = _without_its_holders_pages(audit)
-            vm.audit, vm.audit_error = audit, ""
+                audit = without_holders_pages(audit)
+            audit = no_less_lately_verified(audit, vm.audit)
             self._fleet.counters.add_audit(audit)
             host = await self._fleet.known_host()
-            vm.drift = compute_drift(
+            drift = compute_drift(
                 vm.plan, audit, host, achieved=vm.outcomes(), rebound=vm.rebound()
             )
+            if not published:
+                vm.answer = replace(vm.status(), audit=audit, drift=drift)
+                return None
+            vm.audit, vm.audit_error, vm.drift = audit, "", drift
         finally:
             vm.looked_at = None
             vm.audit_due = time.monotonic() + self._fleet.audit_interval_seconds
@@ -370,12 +376,3 @@ def layout_of(vm: ManagedVm) -> Mapping[tuple[int, int], tuple[Extent, ...]]:
     if vm.spec is None or vm.spec.source is not Source.CREATE:
         return {}
     return lay_out([region.plan for region in vm.regions], os.uname().machine)
-
-
-def _without_its_holders_pages(audit: VmAudit) -> VmAudit:
-    """The same where memory was handed out while it was looked at: it may well have grown."""
-    regions = (
-        replace(region, errors={k: n for k, n in region.errors.items() if k != RESIDENCY_CHANGED})
-        for region in audit.regions
-    )
-    return replace(audit, regions=tuple(regions))

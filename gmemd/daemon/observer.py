@@ -155,14 +155,18 @@ class Observer:
     async def audit_now(self, name: str, asked: Asked) -> VmStatus | None:
         """Look at one VM now; None where none of that name runs (any more).
 
-        Where nothing else is asked, as is done again and again. Raises GmemdError where looking at
+        Where nothing else is asked, as is done again and again; what a sample tells that was asked
+        for is for the caller alone. Raises GmemdError where looking at
         it failed; what was known of it still is. Where the caller is cancelled the look ends.
         """
         vm = self._vms.get(name)
         if vm is None:
             return None
+        host = await self._host()
         try:
-            await self._look(vm, await self._host(), asked)
+            if asked.sampled:
+                return await self._see_now(vm.found, host, asked)
+            await self._look(vm, host, asked)
         except AuditStoppedError as error:
             raise daemon_stops() from error
         if vm.failure:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gmemd.daemon.holding import Holder
     from gmemd.daemon.lifecycle import Lifecycle
     from gmemd.daemon.observer import Observer
+    from gmemd.export.snapshot import VmStatus
     from gmemd.spec.model import VmSpec
 
 log = logging.getLogger(__name__)
@@ -131,14 +132,18 @@ class Reconciler:
             *(self._fleet.workers.release(vm.regions) for vm in vms), return_exceptions=True
         )
 
-    async def audit_now(self, name: str, asked: Asked) -> ManagedVm:
-        """Audit a VM that has memory, and publish; see audit_on_demand. Raises GmemdError."""
+    async def audit_now(self, name: str, asked: Asked) -> VmStatus | None:
+        """Audit a VM that has memory; see audit_on_demand. Raises GmemdError.
+
+        What was seen is published, or given back where it is for who asked alone.
+        """
         vm = self._fleet.vms[name]
         try:
             await audit_on_demand(self._fleet, self._lifecycle, vm, asked)
         finally:
+            answer, vm.answer = vm.answer, None
             self.publish()
-        return vm
+        return answer
 
     def give_to(self, vm: ManagedVm, holder: Holder) -> None:
         """Have a process hold a VM's memory from now on; another holder before it is forgotten."""

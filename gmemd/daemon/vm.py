@@ -80,7 +80,8 @@ class ManagedVm:
     attempts ever, ``cause`` is the last one's. ``spec_indexes`` gives, by region id, the place of a
     region's spec among its guest node's. ``looked_at`` is bytes, and bytes in all, of an audit.
     ``left_alone`` is the pid of a VMM that was let go while it runs: it isn't adopted unasked.
-    ``unadopted`` is why one that runs isn't adopted, and the way out.
+    ``answer`` is what an audit told that is for who asked alone. ``unadopted`` is why a VMM that
+    runs isn't adopted, and the way out.
 
     ``revision`` is another object whenever something of it has changed that others see or that asks
     for work; what is made of a VM is made anew only then.
@@ -108,6 +109,7 @@ class ManagedVm:
     audit_error: str = ""
     audit_due: float = 0.0
     seen_whole_at: float = 0.0
+    answer: VmStatus | None = None
     drift: VmDrift | None = None
     work: Work | None = None
     holder: Holder | None = None

@@ -1,5 +1,6 @@
 """The daemon's configuration: every key has a default that works."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -64,7 +65,15 @@ def _one_or_more(item: JsonSchema, least: int) -> WithJsonSchema:
 
 
 def _size_or_none(text: str) -> int:
-    return 0 if text == "none" else parse_size(text)
+    if text == "none":
+        return 0
+    try:
+        return parse_size(text)
+    except FieldError as error:
+        hint = error.hint
+        if re.fullmatch("0[A-Za-z]*|None|null|~|off|no|false", text):
+            hint = "write none for nothing"
+        raise FieldError(error.message, hint=hint) from error
 
 
 Ratio: TypeAlias = Annotated[

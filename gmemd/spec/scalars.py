@@ -111,40 +111,37 @@ LEAST_CONFIDENCE, MOST_CONFIDENCE = 0.5, 0.9999
 
 def parse_percent(text: str) -> float:
     """Read a percentage, as a ratio: 0.01 for ``1%``."""
-    if re.fullmatch(PERCENT, text):
-        percent = float(text.rstrip("% \t"))
-        if percent <= 100:  # noqa: PLR2004 (per cent)
-            return percent / 100
-    hint = None
-    if re.fullmatch(r"[0-9]{1,3}", text):
-        hint = f"write {text}%"
-    elif re.fullmatch(r"0?\.[0-9]{1,6}", text):
-        hint = f"write {round(float(text) * 100, 6):g}% for a ratio of {text}"
-    raise FieldError("must be a percentage from 0% to 100%, like 1% or 0.5%", hint=hint)
+    return _percent_between(text, 0.0, 1.0, "from 0% to 100%, like 1% or 0.5%")
 
 
 def parse_margin(text: str) -> float:
     """Read how far a sample's shares may be from the truth, as a ratio: 0.01 for ``1%``."""
-    margin = parse_percent(text)
-    if not LEAST_MARGIN <= margin <= MOST_MARGIN:
-        raise FieldError("must be a percentage from 0.1% to 25%, like 1%")
-    return margin
+    return _percent_between(text, LEAST_MARGIN, MOST_MARGIN, "from 0.1% to 25%, like 1%")
 
 
 def parse_confidence(text: str) -> float:
     """Read how often an interval is to hold the truth, as a ratio: 0.99 for ``99%``."""
-    confidence = parse_percent(text)
-    if not LEAST_CONFIDENCE <= confidence <= MOST_CONFIDENCE:
-        raise FieldError("must be a percentage from 50% to 99.99%, like 95% or 99%")
-    return confidence
+    words = "from 50% to 99.99%, like 95% or 99%"
+    return _percent_between(text, LEAST_CONFIDENCE, MOST_CONFIDENCE, words)
 
 
 def parse_cpu_share(text: str) -> float:
     """Read a share of one CPU, as a ratio: 0.01 for ``1%``; never none."""
-    share = parse_percent(text)
-    if share < LEAST_CPU_SHARE:
-        raise FieldError("must be a percentage from 0.01% to 100%, of one CPU")
-    return share
+    return _percent_between(text, LEAST_CPU_SHARE, 1.0, "of one CPU, from 0.01% to 100%")
+
+
+def _percent_between(text: str, least: float, most: float, words: str) -> float:
+    """Read a percentage, as a ratio; hints at what may have been meant where that is allowed."""
+    if re.fullmatch(PERCENT, text):
+        ratio = float(text.rstrip("% \t")) / 100
+        if least <= ratio <= most:
+            return ratio
+    hint = None
+    if re.fullmatch(r"[0-9]{1,3}", text) and least <= int(text) / 100 <= most:
+        hint = f"write {text}%"
+    elif re.fullmatch(r"0?\.[0-9]{1,6}", text) and least <= float(text) <= most:
+        hint = f"write {round(float(text) * 100, 6):g}% for a ratio of {text}"
+    raise FieldError(f"must be a percentage {words}", hint=hint)
 
 
 def parse_duration(text: str) -> float:

@@ -52,7 +52,7 @@ class Service(Protocol):
     async def reload(self) -> io.ReloadResult:
         """Read config and specs again."""
 
-    def audit(self, vm: str, asked: Asked) -> AsyncIterator[tuple[int, int] | None]:
+    def audit(self, vm: str, asked: Asked) -> AsyncIterator[tuple[int, int] | VmStatus | None]:
         """Audit a VM now; gives bytes looked at and in all while it goes on."""
 
     def acquire(
@@ -203,11 +203,16 @@ class GmemdInterface(VarlinkInterface, name=io.INTERFACE):
         await self._require_use(vm)
         self._known(vm)
         async with aclosing(cast("Any", self._service.audit(vm, asked))) as steps:
-            async for looked_at in steps:
-                done, total = looked_at or (0, 0)
+            answer = None
+            async for step in steps:
+                if isinstance(step, VmStatus):
+                    answer = step
+                    continue
+                done, total = step or (0, 0)
                 interim = {"vm": _told(self._known(vm)), "looked_at": done, "total": total}
                 yield AnnotatedResult(interim, continues=True)
-        yield AnnotatedResult({"vm": _told(self._known(vm)), "looked_at": None, "total": None})
+        seen = answer or self._known(vm)
+        yield AnnotatedResult({"vm": _told(seen), "looked_at": None, "total": None})
 
     @varlinkmethod(return_type=io.AcquireResult)
     async def Acquire(  # noqa: N802  as above

@@ -107,3 +107,24 @@ def test_audits_go_on_and_rest(daemon: Daemon) -> None:
         metrics = daemon.metrics()
         assert metrics["gmemd_audit_duration_seconds_count"] >= 2
         assert not [name for name in metrics if name.startswith("gmemd_audit_errors_total")]
+
+
+def test_a_sample_is_for_who_asked_and_a_look_at_all_for_everybody(daemon: Daemon) -> None:
+    daemon.configure(audit="budget: 0.01%")
+    daemon.write("large", size="512MiB")
+    with daemon.running():
+        daemon.wait_for("large", "ready")
+        before = daemon.describe("large")["audit"]
+        asked = {"vm": "large", "sample_pages": 256, "confidence": 0.5}
+        told = call(daemon.socket, "Audit", **asked)["vm"]
+        sample = told["guest_nodes"][0]["regions"][0]["sample"]
+        assert sample["confidence"] == 0.5
+        assert daemon.describe("large")["audit"] == before
+        seen = call(daemon.socket, "Audit", vm="large", full=True)["vm"]
+        assert seen == daemon.describe("large")
+        whole = seen["audit"]["verified_timestamp"]
+        assert whole is not None
+        told = call(daemon.socket, "Audit", **asked)["vm"]
+        assert not told["audit"]["exact"]
+        assert told["guest_nodes"][0]["regions"][0]["verified_timestamp"] == whole
+        assert daemon.describe("large")["audit"]["exact"]
