@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 from hypothesis import settings
@@ -32,7 +33,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(*features): runs in the lab if this host lacks one of the features"
     )
+    _heed_signals()
     if IN_LAB:
         pytest_guest.register(config)
     else:
         config.pluginmanager.register(pytest_host.LabRouting(), "gmemd-lab-routing")
+
+
+def _heed_signals() -> None:
+    """What a shell's ``&`` has ignored is told again to whom tests send it: programs inherit it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)

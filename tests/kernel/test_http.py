@@ -184,12 +184,12 @@ def test_where_no_descriptor_is_free_it_waits_and_goes_on(
         refused.append(time.monotonic())
         raise OSError(errno.EMFILE, "Too many open files")
 
-    with monkeypatch.context() as patched, open_socket(server) as client:
-        patched.setattr(TCPServer, "get_request", refuse)
+    monkeypatch.setattr(TCPServer, "get_request", refuse)
+    with open_socket(server) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         time.sleep(0.3)
         assert 1 <= len(refused) <= 3
-        patched.undo()
+        monkeypatch.undo()
         assert client.recv(100).startswith(b"HTTP/1.0 200")
 
 
