@@ -69,11 +69,11 @@ def test_what_stays_mapped_is_limited_and_goes_with_the_memory(daemon: Daemon) -
         daemon.wait_for("small", "ready")
         daemon.until(lambda: daemon.metrics()["gmemd_audit_page_table_bytes"] > 0)
         assert kept_mappings(daemon) > 0
-        daemon.configure(audit="page_tables: none", interval="500ms")
+        daemon.configure(audit="page_tables: none, budget: 100%", interval="500ms")
         call(daemon.socket, "Reload")
         daemon.until(lambda: kept_mappings(daemon) == 0)
         daemon.until(lambda: daemon.metrics()["gmemd_audit_page_table_bytes"] == 0)
-        daemon.configure(interval="500ms")
+        daemon.configure(audit="budget: 100%", interval="500ms")
         call(daemon.socket, "Reload")
         with vmm(daemon) as holder:
             holder.do("acquire", "small")
@@ -93,7 +93,7 @@ def test_a_changed_policy_is_read_anew(daemon: Daemon) -> None:
 
 
 def test_audits_go_on_and_rest(daemon: Daemon) -> None:
-    daemon.configure(interval="500ms")
+    daemon.configure(audit="budget: 100%", interval="500ms")
     daemon.write("db-01")
     with daemon.running():
         daemon.wait_for("db-01", "ready")

@@ -185,8 +185,11 @@ def test_a_changed_interval_is_taken_over_and_a_changed_address_noted(running: D
 
 def test_audit_looks_anew(running: Daemon) -> None:
     before = running.describe("db-01")["audit"]["started_timestamp"]
-    assert running.gmemd("audit", "db-01").returncode == 0
-    assert running.describe("db-01")["audit"]["started_timestamp"] > before
+    told = running.json("audit", "db-01")
+    assert told["audit"]["started_timestamp"] > before
+    assert running.gmemd("audit", "db-01", "--full").returncode == 0
+    seen = running.describe("db-01")["audit"]["started_timestamp"]
+    assert seen > told["audit"]["started_timestamp"]
 
 
 def test_audits_come_at_their_interval(daemon: Daemon) -> None:
