@@ -58,7 +58,7 @@ class Auditor:
         self._config = config
         self._page_seconds = FIRST_PAGE_SECONDS
         self._order: list[tuple[float, ManagedVm]] = []
-        self._ordered = 0.0
+        self._ordered_until = 0.0
         self._waiting = 0.0
         self._pays = False
         self._guest_nodes = 0
@@ -101,7 +101,8 @@ class Auditor:
         self._fleet.audit_wanted.clear()
         vm, due = self._most_due(anew=anew)
         if vm is None or due > time.monotonic() + burst:
-            await self._pause(due - time.monotonic())
+            # Another one may be there by the time that they are put in order again.
+            await self._pause(min(due, self._ordered_until) - time.monotonic())
         else:
             await self._audit(vm)
 
@@ -117,8 +118,7 @@ class Auditor:
         for ``anew``.
         """
         now = time.monotonic()
-        due = self._ordered + ORDER_PART * self._config.interval_seconds
-        if anew or min(due, self._waiting) <= now:
+        if anew or min(self._ordered_until, self._waiting) <= now:
             self._put_in_order(now)
             self._note_scan()
         while self._order:
@@ -136,7 +136,7 @@ class Auditor:
         order = [(vm.audit_due, vm) for vm in vms if not vm.busy]
         self._order = sorted(order, key=itemgetter(0), reverse=True)
         self._guest_nodes = sum(len(vm.spec.guest_nodes) for vm in vms if vm.spec is not None)
-        self._ordered = now
+        self._ordered_until = now + ORDER_PART * self._config.interval_seconds
 
     def _is_auditable(self, vm: ManagedVm) -> bool:
         """Whether there is memory to look at, which isn't about to be given back."""
@@ -167,7 +167,9 @@ class Auditor:
     def _note_scan(self) -> None:
         looked = self._scanning.take_looked()
         self._fleet.counters.add_scan(looked.cpu_seconds, looked.pages_seen, looked.errors)
-        self._fleet.page_table_bytes = self._scanning.page_table_bytes
+        if self._fleet.page_table_bytes != self._scanning.page_table_bytes:
+            self._fleet.page_table_bytes = self._scanning.page_table_bytes
+            self._fleet.news()
 
     def _seen_whole(self, key: Hashable) -> None:
         """Audit the VM whose regions were all seen whole now, as it can be told exactly."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,3 +105,27 @@ def test_many_guest_nodes_have_smaller_samples(fleet: Fleet, auditor: Auditor) -
         add(fleet, f"vm-{number}", 0)
     auditor._most_due(anew=True)
     assert auditor._sample_pages() == LEAST_PAGES
+
+
+def test_one_that_comes_is_found_before_others_are_due(fleet: Fleet, auditor: Auditor) -> None:
+    """Nobody says so: it is there when they are put in order again."""
+
+    async def run() -> None:
+        auditor.configure(AuditConfig(interval_seconds=0.5))
+        looked: list[str] = []
+
+        async def look(vm: ManagedVm, *, charged: bool) -> None:
+            assert charged
+            looked.append(vm.name)
+            vm.audit_due = time.monotonic() + 60
+
+        auditor._lifecycle.watch = look  # type: ignore[method-assign]
+        going_on = asyncio.create_task(auditor.run())
+        await asyncio.sleep(0.1)
+        add(fleet, "new", 0)
+        await asyncio.sleep(0.5)
+        going_on.cancel()
+        assert looked == ["new"]
+        fleet.vms["new"].regions = []
+
+    asyncio.run(run())
