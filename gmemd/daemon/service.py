@@ -20,11 +20,12 @@ from gmemd.daemon.handing import Handing
 from gmemd.daemon.lifecycle import Lifecycle
 from gmemd.daemon.notify import Notifier, missing_extra, watchdog_seconds
 from gmemd.daemon.observer import Observer
+from gmemd.daemon.passed import passed_fds, sort_passed
 from gmemd.daemon.reconcile import LONGEST_PASS_SECONDS, Reconciler
 from gmemd.daemon.reloading import config_notes, report, summary
 from gmemd.daemon.specs import PassedSpecs
 from gmemd.daemon.taking import Taking
-from gmemd.daemon.varlink.activation import open_listener, passed_fds
+from gmemd.daemon.varlink.activation import open_listener
 from gmemd.daemon.varlink.api import protocol_factory
 from gmemd.daemon.varlink.errors import ReloadFailed
 from gmemd.daemon.varlink.server import Server
@@ -61,7 +62,8 @@ def run(config_path: Path | None) -> int:
     limit_process()
     if note := missing_extra():
         log.warning("%s", note)
-    with open_listener(config, passed_fds()) as listener:
+    passed = sort_passed(passed_fds())
+    with open_listener(config, passed.api) as listener:
         asyncio.run(Daemon(config_path, config).serve(listener))
     return 0
 
