@@ -6,6 +6,7 @@ The helper allocates and nothing else. All sizes in bytes.
 from __future__ import annotations
 
 import select
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,9 @@ _MOST_MESSAGE_BYTES = 256
 _SECOND_LOOKS = 5
 _SECOND_LOOK_SECONDS = 0.3
 _STEP_BYTES = 64 << 20
+# A chunk is 256 MiB at the most, and allocated in a second or two. A helper of which nothing was
+# heard for so long and whose memory doesn't grow is stopped, frozen or stuck in the kernel.
+_STUCK_SECONDS = 60.0
 # The helper's own needs, and charges that the kernel makes ahead per CPU.
 _PAYERS_MARGIN = 16 << 20
 
@@ -55,6 +59,14 @@ class StepError(Exception):
         self.errno = number
 
 
+class StuckError(Exception):
+    """Nothing was heard of the helper for long, and what it is to allocate doesn't grow."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"{seconds:.0f} s")
+        self.seconds = seconds
+
+
 class Dealer:
     """One range and one helper. ``unpinned``: the CPUs that it was told aren't allowed."""
 
@@ -64,23 +76,28 @@ class Dealer:
         self._position = 0
         self._done = 0
         self._dealt: dict[int, int] = {}
+        self._heard_at = 0.0
+        self._grown_to = -1
         self.unpinned = False
 
     def deal(self, progress: Callable[[int], None], cancel: threading.Event) -> bool:
         """Have the range allocated: whether all of it was. Blocks.
 
         False: no room is left, or ``cancel`` was set. Raises ChildError (the helper is gone),
-        StepError and KernelError.
+        StuckError, StepError and KernelError.
         """
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
+        self._heard_at = time.monotonic()
         try:
             while not cancel.is_set():
                 self._deal_out()
                 if not self._dealt and not self._look_again(cancel):
                     break
                 if not poll.poll(_POLL_MILLISECONDS):
+                    self._give_up_if_stuck()
                     continue
+                self._heard_at = time.monotonic()
                 if self._hear():
                     progress(self._done)
         finally:
@@ -115,8 +132,20 @@ class Dealer:
                 break
             self._deal_out()
             if self._dealt:
+                self._heard_at = time.monotonic()
                 return True
         return False
+
+    def _give_up_if_stuck(self) -> None:
+        """Raise StuckError where nothing was heard for too long and no page came meanwhile."""
+        silent = time.monotonic() - self._heard_at
+        if silent < _STUCK_SECONDS:
+            return
+        of = self._of
+        there = residency.allocated_bytes(of.fd, of.offset, of.length, of.page_size)
+        if there == self._grown_to:
+            raise StuckError(silent)
+        self._grown_to, self._heard_at = there, time.monotonic()
 
     def _hear(self) -> bool:
         """Take one message: whether a chunk is done."""

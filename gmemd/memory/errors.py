@@ -9,9 +9,9 @@ class ProvisionError(GmemdError):
     """A VM's memory can't be had; all that was taken on the way has been given back.
 
     ``reason`` is one word for metrics: ``node-full``, ``pool-empty``, ``cgroup-full``,
-    ``helper-killed``, ``helper-failed``, ``creator-failed``, ``policy``, ``not-resident``,
-    ``cgroup``, ``cancelled``, ``system-call``. ``host_node`` is the node concerned, where one is;
-    sizes in bytes.
+    ``helper-killed``, ``helper-stuck``, ``helper-failed``, ``creator-failed``, ``policy``,
+    ``not-resident``, ``cgroup``, ``cancelled``, ``system-call``. ``host_node`` is the
+    node concerned, where one is; sizes in bytes.
     """
 
     exit_code = Exit.HOST

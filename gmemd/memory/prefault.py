@@ -13,7 +13,7 @@ from gmemd.errors import GmemdError
 from gmemd.kernel import mempolicy
 from gmemd.kernel.errors import KernelError
 from gmemd.memory import cgroup, child
-from gmemd.memory.dealing import Dealer, Range, StepError
+from gmemd.memory.dealing import Dealer, Range, StepError, StuckError
 from gmemd.memory.residency import BASE_PAGE, allocated_bytes, confirmed_bytes
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class PrefaultOutcome(StrEnum):
     OOM_KILLED = "oom-killed"
     CGROUP_FULL = "cgroup-full"
     KILLED = "killed"
+    STUCK = "stuck"
     CANCELLED = "cancelled"
     FAILED = "failed"
 
@@ -109,6 +110,8 @@ def prefault(
         except (child.ChildError, ConnectionError):
             code = helper.end(grace_seconds=_GRACE_SECONDS)
             ended = _ended_early(job, code, helper.last_words(), kills_before, limits_met_before)
+        except StuckError as error:
+            ended = {"outcome": PrefaultOutcome.STUCK, "detail": str(error)}
         except StepError as error:
             ended = _failed(_step_error(job, error))
         except GmemdError as error:

@@ -188,6 +188,13 @@ def explain(region: Region, result: PrefaultResult) -> ProvisionError | None:
         case PrefaultOutcome.KILLED:
             reason = "helper-killed"
             text = f"the prefault helper of {who} was killed by {result.detail} at {had}"
+        case PrefaultOutcome.STUCK:
+            reason = "helper-stuck"
+            text = (
+                f"the prefault helper of {who} was stuck at {had}: it allocated nothing for "
+                f"{result.detail}, and was killed"
+            )
+            hint = _STUCK_HINT
         case _:
             reason = "helper-failed"
             text = f"the prefault helper of {who} failed at {had}: {result.detail}"
@@ -201,4 +208,8 @@ def explain(region: Region, result: PrefaultResult) -> ProvisionError | None:
     )
 
 
+_STUCK_HINT = (
+    "it was stopped (SIGSTOP, a debugger), the cgroup that pays is frozen (cgroup.freeze), or the "
+    "kernel is out of breath: dmesg tells of hung tasks"
+)
 _FULL_HINT = "free memory on the node, give the guest node another host node, or a smaller size"

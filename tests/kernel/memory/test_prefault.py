@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import select
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 from gmemd.kernel import fallocate, pages
 from gmemd.kernel.memfd import create_memfd
 from gmemd.kernel.mempolicy import MemPolicy
+from gmemd.memory import child, dealing
 from gmemd.memory.guard import Guard, claims
 from gmemd.memory.prefault import PrefaultJob, PrefaultOutcome, prefault
 
@@ -343,3 +346,67 @@ def test_a_small_one_does_not_wait_for_a_large_one(
         assert not running.done()
         assert result.outcome is PrefaultOutcome.COMPLETE
         assert running.result().outcome is PrefaultOutcome.COMPLETE
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A helper that does nothing is given up after a third of a second."""
+    monkeypatch.setattr(dealing, "_STUCK_SECONDS", 0.3)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("when", ["at its start", "halfway"])
+def test_a_helper_that_is_stopped_is_given_up(
+    guest_memfd: Callable[..., int],
+    job: Job,
+    roomy: Guard,
+    impatient: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    started = child.Child.__enter__
+
+    def stopped(helper: child.Child) -> child.Child:
+        os.kill(helper.process.pid, signal.SIGSTOP)
+        return started(helper)
+
+    fd = guest_memfd(512 * MIB, flags=0)
+    if when == "at its start":
+        impatient.setattr(child.Child, "__enter__", stopped)
+    result = prefault(
+        job(fd, guard=roomy),
+        progress=lambda _: os.kill(helper_pid(), signal.SIGSTOP),
+        cancel=never,
+    )
+    assert result.outcome is PrefaultOutcome.STUCK
+    assert result.allocated_bytes + result.needed_bytes == 512 * MIB
+    assert result.needed_bytes > 0
+    assert no_children()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_helper_that_is_only_slow_is_waited_for(
+    guest_memfd: Callable[..., int], job: Job, roomy: Guard
+) -> None:
+    """Nothing is heard of it for long, and the memory grows meanwhile."""
+    fd = guest_memfd(512 * MIB, flags=0)
+    silent_until = time.monotonic() + 1.5
+
+    def grow(pid: int) -> None:
+        for page in itertools.count(1):
+            if time.monotonic() > silent_until:
+                break
+            fallocate.allocate(fd, 512 * MIB - page * 4096, 4096)
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGCONT)
+
+    def stop(_: int) -> None:
+        if not growing:
+            os.kill(pid := helper_pid(), signal.SIGSTOP)
+            growing.append(thread := threading.Thread(target=grow, args=(pid,)))
+            thread.start()
+
+    growing: list[threading.Thread] = []
+    result = prefault(job(fd, guard=roomy), progress=stop, cancel=never)
+    growing[0].join()
+    assert time.monotonic() > silent_until
+    assert result.outcome is PrefaultOutcome.COMPLETE

@@ -82,6 +82,14 @@ REGION = Region(PLAN, -1, (0, 0), PLAN.strategy, "")
             "the prefault helper of db-01: guest node 1 was killed by SIGKILL at 1MiB of 1GiB",
         ),
         (
+            PrefaultResult(PrefaultOutcome.STUCK, 1 * MIB, detail="60 s"),
+            "helper-stuck",
+            (
+                "the prefault helper of db-01: guest node 1 was stuck at 1MiB of 1GiB: it "
+                "allocated nothing for 60 s, and was killed"
+            ),
+        ),
+        (
             PrefaultResult(PrefaultOutcome.FAILED, 0, detail="no such thing"),
             "helper-failed",
             "the prefault helper of db-01: guest node 1 failed at 0B of 1GiB: no such thing",
