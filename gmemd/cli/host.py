@@ -72,6 +72,7 @@ def host_to_json(host: Host, verdict: Verdict) -> dict[str, Any]:
             "mems": format_nodeset(host.cpuset.mems),
             "cpus": format_nodeset(host.cpuset.cpus),
         },
+        "panic_on_oom": host.panic_on_oom,
         "possible_nodes": format_nodeset(host.possible_nodes),
         "nodes": [_node_to_json(node) for node in host.nodes],
         "features": features_to_json(host.features),
@@ -189,8 +190,12 @@ def _pool_cell(node: HostNode, size: int) -> str:
 
 def _show_remarks(out: Console, host: Host) -> None:
     """What the nodes' figures mean where that isn't plain to see."""
+    from gmemd.host.verdict import panic_warning  # noqa: PLC0415  as above
+
     if len([node for node in host.nodes if node.has_memory]) == 1:
         out.print("One node has all memory: there is nothing to choose between on this host.")
+    if warning := panic_warning(host):
+        out.print(warning)
     for node in host.nodes:
         if node.movable_only:
             out.print(

@@ -13,7 +13,9 @@ from operator import is_
 from typing import TYPE_CHECKING
 
 from gmemd.daemon.desired import Desired
+from gmemd.daemon.hostnews import make_up, news, out_of_reach
 from gmemd.errors import GmemdError
+from gmemd.export.snapshot import VmState
 from gmemd.plan.ledger import total
 from gmemd.spec.config import AuditConfig
 
@@ -21,13 +23,14 @@ if TYPE_CHECKING:
     from gmemd.daemon.vm import ManagedVm
     from gmemd.daemon.work import Workers
     from gmemd.export.instruments import Counters
-    from gmemd.export.snapshot import VmState
     from gmemd.host.model import Host
     from gmemd.plan.admission import Reserve
     from gmemd.plan.ledger import Commitments
     from gmemd.spec.model import VmSpec
 
 log = logging.getLogger(__name__)
+
+_SETTLED = frozenset({VmState.READY, VmState.DEGRADED})
 
 NEWS_SECONDS = 2.0
 """Between two publications of what only audits find out."""
@@ -157,8 +160,23 @@ class Fleet:
 
     async def read_host(self) -> Host:
         """The host's figures, read now."""
-        self.host = await self.workers.read_host()
-        return self.host
+        host = await self.workers.read_host()
+        before, self.host = self.host, host
+        for line in news(before, host):
+            log.warning("%s", line)
+        if before is not None and make_up(before) != make_up(host):
+            self._host_is_another(host)
+        return host
+
+    def _host_is_another(self, host: Host) -> None:
+        """Have all VMs know of nodes and limits that came or went, and try again what failed."""
+        for vm in self.vms.values():
+            if vm.spec is not None and vm.steady and vm.state in _SETTLED:
+                vm.out_of_reach = out_of_reach(vm.spec, host)
+                if vm.settle():
+                    log.warning("%s: %s: %s", vm.name, vm.state, vm.message)
+            vm.pending_spec = None
+        self.retry_failed()
 
     async def refresh_host(self) -> None:
         """Read the host's figures for the snapshot."""

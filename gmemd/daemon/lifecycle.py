@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from gmemd.audit.scan import AuditStoppedError
 from gmemd.audit.vm import EVERY_PAGE, no_less_lately_verified, without_holders_pages
 from gmemd.audit.watching import Watch
+from gmemd.daemon.hostnews import out_of_reach
 from gmemd.daemon.varlink.errors import NoSuchVM
 from gmemd.daemon.vm import Failure, Work
 from gmemd.drift.compute import compute_drift
@@ -285,6 +286,7 @@ class Lifecycle:
             drift = compute_drift(
                 vm.plan, audit, host, achieved=vm.outcomes(), rebound=vm.rebound()
             )
+            vm.out_of_reach = out_of_reach(vm.spec, host)
             if not published:
                 vm.answer = replace(vm.status(), audit=audit, drift=drift)
                 return None

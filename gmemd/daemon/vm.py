@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from gmemd.daemon.hostnews import is_without_memory
 from gmemd.drift.bounds import bytes_between
 from gmemd.export.snapshot import RegionStatus, VmState, VmStatus
 from gmemd.plan.ledger import commitments
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gmemd.memory.errors import ProvisionError
     from gmemd.memory.progress import Progress
     from gmemd.memory.regions import Region
+    from gmemd.plan.checks import Finding
     from gmemd.plan.ledger import Commitments
     from gmemd.plan.model import Refusal, RegionPlan, VmPlan
     from gmemd.spec.model import VmSpec
@@ -83,6 +85,9 @@ class ManagedVm:
     ``answer`` is what an audit told that is for who asked alone. ``unadopted`` is why a VMM that
     runs isn't adopted, and the way out.
 
+    ``out_of_reach`` has what is to be said of host nodes that its memory may be on, and that are
+    gone by now or forbidden to gmemd.
+
     ``revision`` is another object whenever something of it has changed that others see or that asks
     for work; what is made of a VM is made anew only then.
     """
@@ -125,6 +130,7 @@ class ManagedVm:
     left_alone: int = 0
     unadopted: tuple[str, str] = ("", "")
     holder_warnings: tuple[str, ...] = ()
+    out_of_reach: tuple[Finding, ...] = ()
     revision: object = field(default_factory=object)
     _status: tuple[object, VmStatus] | None = None
     _promised: tuple[object, Commitments] | None = None
@@ -283,6 +289,8 @@ class ManagedVm:
                     f"{where}: policy {region.bind.outcome}: {region.bind.detail}",
                     region.bind.remedy,
                 )
+        for finding in filter(is_without_memory, self.out_of_reach):
+            yield finding.message, finding.hint
 
     def status(self) -> VmStatus:
         """Return the VM as the snapshot has it: the same object as long as it is the same."""
@@ -336,6 +344,8 @@ class ManagedVm:
         if self.holder is not None and not self.holder.alive and not self.release_wanted:
             yield KEPT
         yield from self.holder_warnings
+        if self.regions:
+            yield from map(str, self.out_of_reach)
         for region in self.regions:
             for note in region.notes:
                 yield f"guest node {region.plan.guest_node}: {note}"

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+PANIC_ALWAYS = 2
+"""vm.panic_on_oom: with 1 the kernel still kills where a policy, cpuset or cgroup limits memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class HugepagePool:
     """One hugepage size's pool on one node; all counts in huge pages."""
@@ -76,6 +80,7 @@ class Cpuset:
 class Host:
     """A machine: nodes (online ones, ascending, numbering may have holes), features, cpuset.
 
+    ``panic_on_oom`` is the kernel's setting of that name (0, 1 or 2).
     ``hugepages_reserved`` counts, per page size in bytes, the huge pages that are free in their
     pools but promised to mappings; the kernel keeps no count of them per node.
     """
@@ -87,6 +92,12 @@ class Host:
     kernel_release: str
     page_size: int = 4096
     hugepages_reserved: Mapping[int, int] = field(default_factory=dict)
+    panic_on_oom: int = 0
+
+    @property
+    def oom_panics(self) -> bool:
+        """Whether the kernel panics where one node or one cgroup is full, and kills nobody."""
+        return self.panic_on_oom == PANIC_ALWAYS
 
     def node(self, node_id: int) -> HostNode | None:
         """Return the node of that number, or None where it is not online."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NODES = "sys/devices/system/node"
 WEIGHTS = "sys/kernel/mm/mempolicy/weighted_interleave"
+PANIC_ON_OOM = "proc/sys/vm/panic_on_oom"
 POOLS = "sys/kernel/mm/hugepages"
 LIVE_ROOT = Path("/")
 
@@ -61,6 +62,7 @@ def read_host(root: Path = LIVE_ROOT, *, probe: bool = True) -> Host:
         kernel_release=read_text(root / "proc/sys/kernel/osrelease").strip(),
         page_size=page_size,
         hugepages_reserved=_read_reserved(root),
+        panic_on_oom=_read_panic_on_oom(root),
     )
 
 
@@ -137,6 +139,12 @@ def _read_reserved(root: Path) -> Mapping[int, int]:
         page_size: read_number(pool / "resv_hugepages")
         for page_size, pool in _pool_directories(root / POOLS)
     }
+
+
+def _read_panic_on_oom(root: Path) -> int:
+    """0 in records of before it was among their files."""
+    path = root / PANIC_ON_OOM
+    return read_number(path) if path.exists() else 0
 
 
 def _pool_directories(directory: Path) -> list[tuple[int, Path]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gmemd.host.errors import HostError
-from gmemd.host.reading import LIVE_ROOT, NODES, POOLS, WEIGHTS
+from gmemd.host.reading import LIVE_ROOT, NODES, PANIC_ON_OOM, POOLS, WEIGHTS
 from gmemd.host.recorded import Record, write_record
 from gmemd.kernel.procfs.text import read_text
 
@@ -27,6 +27,7 @@ _PATTERNS = (
     f"{POOLS}/*/resv_hugepages",
     "proc/zoneinfo",
     "proc/sys/kernel/osrelease",
+    PANIC_ON_OOM,
 )
 _STATUS = "proc/self/status"
 _STATUS_KEYS = ("Cpus_allowed_list:", "Mems_allowed_list:")

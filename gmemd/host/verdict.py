@@ -56,5 +56,21 @@ def judge(host: Host) -> Verdict:
     return Verdict(False, f"gmemd can place nothing here: {why}, and memfd keeps no policy")
 
 
+def panic_warning(host: Host) -> str:
+    """Say what vm.panic_on_oom means for prefaulting here; nothing where it means nothing."""
+    if host.oom_panics:
+        return (
+            "vm.panic_on_oom is 2: a host node or cgroup that is full panics this host, where else "
+            "the kernel would kill gmemd's prefault helper. Twice the reserve is held back for "
+            "that; `sysctl vm.panic_on_oom=1` or 0 has the helper killed alone"
+        )
+    if host.panic_on_oom:
+        return (
+            "vm.panic_on_oom is 1: this host panics when all of its memory is full; where one host "
+            "node or cgroup is, the kernel kills gmemd's prefault helper alone"
+        )
+    return ""
+
+
 def _memfd(host: Host) -> str:
     return "memfd" if host.supports("memfd_inode_policy") else ""

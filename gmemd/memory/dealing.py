@@ -35,6 +35,7 @@ _STEP_BYTES = 64 << 20
 _STUCK_SECONDS = 60.0
 # The helper's own needs, and charges that the kernel makes ahead per CPU.
 _PAYERS_MARGIN = 16 << 20
+_PAYERS_MARGIN_BEFORE_A_PANIC = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,9 @@ class Dealer:
     def payers_room_bytes(self) -> int | None:
         """What the payer has room for; None where nothing limits it."""
         room = None if self._of.payer is None else cgroup.room_bytes(self._of.payer)
-        return None if room is None else max(0, room - _PAYERS_MARGIN)
+        panics = self._of.guard is not None and self._of.guard.oom_panics
+        margin = _PAYERS_MARGIN_BEFORE_A_PANIC if panics else _PAYERS_MARGIN
+        return None if room is None else max(0, room - margin)
 
     def _deal_out(self) -> None:
         """A chunk for each thread and, far from every limit, one that it finds waiting."""

@@ -33,13 +33,15 @@ class Guard:
 
     ``shares`` (parts of one, by node) hold for interleaving, where each node must give its own;
     without them the nodes give together. ``movable``: ZONE_MOVABLE counts (memfd, never
-    guest_memfd). ``root`` is where /proc is found.
+    guest_memfd). ``root`` is where /proc is found. ``oom_panics``: behind the guard there is no OOM
+    killer that would take the helper, but a panic.
     """
 
     reserve_bytes: Mapping[int, int]
     shares: Mapping[int, float] = field(default_factory=dict)
     movable: bool = False
     root: str = "/"
+    oom_panics: bool = False
 
     def available(self) -> dict[int, int]:
         """What each node can give now, its reserve included."""

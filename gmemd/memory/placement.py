@@ -51,12 +51,13 @@ def guard_of(plan: RegionPlan, host: Host, reserve: Reserve, *, root: str = "/")
         nodes = {number: nodes[number] for number in plan.host_nodes if number in nodes}
     return Guard(
         reserve_bytes={
-            number: reserve.bytes_of(node.placeable_bytes + node.movable_bytes)
+            number: reserve.bytes_of(node.placeable_bytes + node.movable_bytes, host)
             for number, node in nodes.items()
         },
         shares=_shares(plan, nodes) if plan.policy in _SPREAD else {},
         movable=movable,
         root=root,
+        oom_panics=host.oom_panics,
     )
 
 

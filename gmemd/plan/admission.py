@@ -23,17 +23,18 @@ _UNTOLD = frozenset({PolicyMode.DEFAULT, PolicyMode.LOCAL})
 class Reserve:
     """What admission leaves alone on every node: a share of its memory, and never less than that.
 
-    ``ratio`` goes from 0 to 1.
+    ``ratio`` goes from 0 to 1. Where the kernel panics rather than kills, twice as much is left:
+    what else takes memory between a look and an allocation must not be what tips it over.
     """
 
     ratio: float = 0.02
     minimum_bytes: int = 256 << 20
 
-    def bytes_of(self, node_bytes: int) -> int:
+    def bytes_of(self, node_bytes: int, host: Host) -> int:
         """Return the reserve, in bytes, of a node that has ``node_bytes`` in all."""
         if node_bytes <= 0:
             return 0
-        return max(int(node_bytes * self.ratio), self.minimum_bytes)
+        return max(int(node_bytes * self.ratio), self.minimum_bytes) * (2 if host.oom_panics else 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class Ledger:
         hugepages_committed: Mapping[Pool, int],
     ) -> None:
         self._nodes = {
-            node.id: _account(node, reserve, committed.get(node.id, 0)) for node in host.nodes
+            node.id: _account(node, host, reserve, committed.get(node.id, 0)) for node in host.nodes
         }
         self._pools = {
             (node.id, size): pool.free
@@ -181,12 +181,12 @@ def total(parts: Iterable[Commitments]) -> Commitments:
     return Commitments(committed, hugepages)
 
 
-def _account(node: HostNode, reserve: Reserve, committed: int) -> _Node:
+def _account(node: HostNode, host: Host, reserve: Reserve, committed: int) -> _Node:
     return _Node(
         placeable_available=node.placeable_available_bytes,
         placeable_free=node.placeable_free_bytes,
         movable_available=node.movable_available_bytes,
-        reserve=reserve.bytes_of(node.placeable_bytes),
-        reserve_movable=reserve.bytes_of(node.placeable_bytes + node.movable_bytes),
+        reserve=reserve.bytes_of(node.placeable_bytes, host),
+        reserve_movable=reserve.bytes_of(node.placeable_bytes + node.movable_bytes, host),
         committed=committed,
     )

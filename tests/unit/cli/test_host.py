@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pytest
 
 from gmemd.cli.main import main
-
-if TYPE_CHECKING:
-    import pytest
 
 HOSTS = Path(__file__).parents[2] / "fixtures/hosts"
 
@@ -94,3 +93,20 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_directory_that_is_no_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["host", "--host", str(tmp_path)]) == 3
     assert "hint: a tree that `gmemd host --record DIR` wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"), [("0", None), ("1", "all of its memory"), ("2", "Twice the reserve")]
+)
+def test_a_kernel_that_panics_for_want_of_memory_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, said: str | None
+) -> None:
+    tree = tmp_path / "host"
+    shutil.copytree(HOSTS / "cxl", tree)
+    (tree / "proc/sys/vm").mkdir()
+    (tree / "proc/sys/vm/panic_on_oom").write_text(f"{setting}\n")
+    shown = " ".join(lines_of(capsys, "--host", str(tree)))
+    assert ("vm.panic_on_oom" in shown) is (said is not None)
+    assert said is None or said in shown
+    main(["host", "--host", str(tree), "--json"])
+    assert json.loads(capsys.readouterr().out)["panic_on_oom"] == int(setting)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,11 +23,16 @@ def available(host: Host, node: int) -> int:
     return found.placeable_available_bytes
 
 
-def test_the_reserve_is_a_share_and_never_less_than_the_minimum() -> None:
+@pytest.mark.parametrize(("panic_on_oom", "times"), [(0, 1), (1, 1), (2, 2)])
+def test_the_reserve_is_a_share_and_never_less_than_the_minimum(
+    two_sockets: Host, panic_on_oom: int, times: int
+) -> None:
+    """Of a host that would panic where the OOM killer takes the helper elsewhere, twice of it."""
+    host = replace(two_sockets, panic_on_oom=panic_on_oom)
     reserve = Reserve(0.02, 256 * MIB)
-    assert reserve.bytes_of(100 * GIB) == 2 * GIB
-    assert reserve.bytes_of(GIB) == 256 * MIB
-    assert reserve.bytes_of(0) == 0
+    assert reserve.bytes_of(100 * GIB, host) == times * 2 * GIB
+    assert reserve.bytes_of(GIB, host) == times * 256 * MIB
+    assert reserve.bytes_of(0, host) == 0
 
 
 def test_a_bind_takes_from_its_node(two_sockets: Host) -> None:
@@ -37,7 +43,7 @@ def test_a_bind_takes_from_its_node(two_sockets: Host) -> None:
 
 
 def test_a_bind_fits_to_the_page_and_not_a_page_more(two_sockets: Host) -> None:
-    left = available(two_sockets, 1) - Reserve().bytes_of(64 * GIB) - 3 * GIB
+    left = available(two_sockets, 1) - Reserve().bytes_of(64 * GIB, two_sockets) - 3 * GIB
     left -= left % 4096
     promised = {1: 3 * GIB}
     assert plan_vm(vm(region(left, {1})), two_sockets, committed=promised).admitted
@@ -48,7 +54,7 @@ def test_a_bind_fits_to_the_page_and_not_a_page_more(two_sockets: Host) -> None:
     assert refusal.needed_bytes == left + 4096
     assert refusal.available_bytes == available(two_sockets, 1)
     assert refusal.committed_bytes == 3 * GIB
-    assert refusal.reserve_bytes == Reserve().bytes_of(64 * GIB)
+    assert refusal.reserve_bytes == Reserve().bytes_of(64 * GIB, two_sockets)
 
 
 def test_a_refusal_gives_all_figures_and_a_way_out(two_sockets: Host) -> None:
@@ -215,7 +221,9 @@ def test_no_node_is_ever_promised_more_than_it_can_give(
             for node, size_bytes in part.demand.items():
                 promised[node] += size_bytes
     for node, size_bytes in promised.items():
-        assert size_bytes <= available(two_sockets, node) - Reserve().bytes_of(64 * GIB)
+        assert size_bytes <= available(two_sockets, node) - Reserve().bytes_of(
+            64 * GIB, two_sockets
+        )
 
 
 @pytest.mark.parametrize(("nodes", "order"), [({0, 2}, (0, 2)), ({1, 2}, (1, 2)), ({2}, (2,))])
