@@ -324,7 +324,13 @@ class Lifecycle:
             for region, new in zip(vm.regions, plan.regions, strict=True)
             if (new.policy, new.host_nodes) != (region.plan.policy, region.plan.host_nodes)
         ]
-        await self._workers.rebind(changes)
+        try:
+            await self._workers.rebind(changes)
+        except ProvisionError as error:
+            vm.put_off(error)
+            self._fleet.counters.add_policy_failure(vm.name, error.reason)
+            log.error("%s: changed spec: %s", vm.name, error.in_one_line)  # noqa: TRY400
+            return
         for region, new in zip(vm.regions, plan.regions, strict=True):
             region.plan = new
         vm.spec, vm.plan, vm.pending, vm.pending_spec = spec, plan, "", None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gmemd.audit.model import VmAudit
     from gmemd.daemon.holding import Holder
     from gmemd.drift.model import VmDrift
+    from gmemd.errors import GmemdError
     from gmemd.memory.errors import ProvisionError
     from gmemd.memory.progress import Progress
     from gmemd.memory.regions import Region
@@ -206,6 +207,12 @@ class ManagedVm:
     def postpone(self, spec: VmSpec, why: str) -> None:
         """Leave a newer spec for later, and say why."""
         self.pending_spec, self.pending = spec, f"pending change: {why}"
+
+    def put_off(self, error: GmemdError) -> None:
+        """Leave a newer spec for a while, as its policies couldn't be set; the old ones hold."""
+        self.pending = f"pending change: {error.message}; it is tried again"
+        self.attempts += 1
+        self.retry_at = time.monotonic() + retry_seconds(self.attempts)
 
     def outcomes(self) -> dict[tuple[int, int], str]:
         """What became of each region's policy, by guest node and index."""

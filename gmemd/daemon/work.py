@@ -6,6 +6,7 @@ Each kind has threads of its own, so that a long prefault holds up neither an au
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -20,6 +21,7 @@ from gmemd.audit.locating import locate_vm
 from gmemd.audit.vm import EVERY_PAGE, AuditedRegion, audit_vm
 from gmemd.audit.watching import Watch, watch_vm, with_verified
 from gmemd.daemon.scanning import Scanning
+from gmemd.errors import GmemdError
 from gmemd.host.reading import read_host
 from gmemd.memory.passed import MemoryFiles
 from gmemd.memory.received import place_received, prefault_acquired
@@ -277,14 +279,25 @@ class Workers:
         await _run(self._releasing, close)
 
     async def rebind(self, changes: Sequence[tuple[Region, RegionPlan]]) -> None:
-        """Give regions that exist a changed plan, for the pages still to come."""
+        """Give regions that exist a changed plan, for the pages still to come: all, or none.
 
-        def change(region: Region, plan: RegionPlan) -> None:
-            self.scanning.forget([region])
-            rebind(region, plan)
+        Raises ProvisionError where one can't have it; those before it get theirs back then.
+        """
 
-        for region, plan in changes:
-            await _run(self._releasing, partial(change, region, plan))
+        def change() -> None:
+            self.scanning.forget([region for region, _ in changes])
+            before = [(region, region.plan, region.bind, region.rebound) for region, _ in changes]
+            try:
+                for region, plan in changes:
+                    rebind(region, plan)
+            except GmemdError:
+                for region, plan, bind, rebound in before:
+                    with contextlib.suppress(GmemdError):
+                        rebind(region, plan)
+                    region.plan, region.bind, region.rebound = plan, bind, rebound
+                raise
+
+        await _run(self._releasing, change)
 
 
 class _Expendable:

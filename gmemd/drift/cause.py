@@ -38,7 +38,7 @@ def diagnose(region: RegionDrift, host: Host, source: Source) -> Diagnosis:
         or _movable_only(region, host)
         or _own_cpuset(region, host)
         or _policy_changed(region)
-        or (_resident_before(region) if region.rebound else None)
+        or (_spec_changed(region) if region.rebound else None)
         or _never_ruled(region, host, source)
         or _spilled(region, host)
         or _shares_off(region, source)
@@ -131,6 +131,18 @@ def _policy_changed(region: RegionDrift) -> Diagnosis | None:
         f"{describe(plan.policy, plan.host_nodes)}{elsewhere}",
         "find what calls mbind on this memory (a VMM's own host-nodes= or policy= option) and "
         f"turn it off; {_place_anew(region)}",
+    )
+
+
+def _spec_changed(region: RegionDrift) -> Diagnosis:
+    """Explain pages that were there when the spec's policy was changed."""
+    plan = region.plan
+    found = where(region) or f"shares off by {region.share_error_ratio or 0:.1%}"
+    return Diagnosis(
+        Cause.POLICY_CHANGED,
+        f"{found}: these pages were there when the spec was changed to "
+        f"{describe(plan.policy, plan.host_nodes)}, which rules the pages to come",
+        f"{_place_anew(region)}, or change the spec back",
     )
 
 
@@ -236,14 +248,9 @@ def _placed_otherwise(region: RegionDrift, source: Source) -> Diagnosis:
 def _resident_before(region: RegionDrift) -> Diagnosis:
     """Explain pages that were there when the policy came."""
     found = where(region) or f"shares off by {region.share_error_ratio or 0:.1%}"
-    way_out = (
-        _place_anew(region)
-        if region.rebound
-        else "have the policy set before the VM's memory is touched (source: register, or "
-        f"create); {_place_anew(region)}"
-    )
     return Diagnosis(
         Cause.RESIDENT_BEFORE_POLICY,
         f"{found} although the policy holds: these pages were resident before it was set",
-        way_out,
+        "have the policy set before the VM's memory is touched (source: register, or create); "
+        f"{_place_anew(region)}",
     )

@@ -138,9 +138,9 @@ def rebind(region: Region, plan: RegionPlan) -> None:
             region.bind = bind_range(
                 region.fd, region.offset, plan.size_bytes, MemPolicy(plan.policy.value, nodes)
             )
-        region.rebound = True
     else:
         note_changed_later(region)
+    region.rebound = True
     region.plan = plan
 
 

@@ -208,7 +208,8 @@ def test_a_changed_spec_finds_pages_of_before() -> None:
     assert counts == {1: SIZE // 2, 2: SIZE // 2}
     assert drift.policy_match is True
     assert drift.misplaced_bytes == SIZE // 2
-    assert drift.cause is Cause.RESIDENT_BEFORE_POLICY
+    assert drift.cause is Cause.POLICY_CHANGED
+    assert "the spec was changed to bind 2" in drift.detail
 
 
 def test_no_policy_but_an_expectation() -> None:

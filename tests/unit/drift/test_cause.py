@@ -537,13 +537,14 @@ def test_a_policy_that_differs_is_explained_before_larger_drift_elsewhere() -> N
 
 def test_a_policy_that_was_set_again_found_pages_there() -> None:
     region = Case(read=BIND_1, by_node=ELSEWHERE, rebound=True)
-    assert drift_of(region).cause is Cause.RESIDENT_BEFORE_POLICY
+    assert drift_of(region).cause is Cause.POLICY_CHANGED
+    assert "the spec was changed to bind 1" in drift_of(region).detail
     preferred = replace(
         region,
         policy=PolicyMode.PREFERRED,
         read=PolicyRead("preferred", frozenset({1})),
     )
-    assert drift_of(preferred).cause is Cause.RESIDENT_BEFORE_POLICY
+    assert drift_of(preferred).cause is Cause.POLICY_CHANGED
 
 
 def test_no_cause_without_drift() -> None:
