@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gmemd.daemon import work
 from gmemd.daemon.work import Workers
+from gmemd.kernel.bind import read_policy
+from gmemd.kernel.memfd import create_memfd
+from gmemd.memory.errors import ProvisionError
+from gmemd.memory.regions import Region, rebind
+from gmemd.plan.model import Strategy
+from gmemd.spec.model import PolicyMode
+from tests.unit.daemon.vms import MIB, region_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,3 +94,23 @@ def test_the_end_does_not_wait_for_a_look_that_hangs(
     assert time.monotonic() - began < 30
     assert "a look at other processes hangs" in caplog.text
     go_on.set()
+
+
+def test_policies_are_changed_on_all_regions_or_none(workers: Workers) -> None:
+    before = region_plan()
+    after = replace(before, policy=PolicyMode.PREFERRED)
+    with ExitStack() as files:
+        fd = create_memfd("vm", 8 * MIB)
+        files.callback(os.close, fd)
+        good = Region(before, fd, (0, 1), Strategy.INODE_POLICY, "")
+        bad = Region(before, -1, (0, 2), Strategy.INODE_POLICY, "", rebound=True)
+        rebind(good, before)
+        good.rebound = False
+        with pytest.raises(ProvisionError):
+            asyncio.run(workers.rebind([(good, after), (bad, after)]))
+        assert read_policy(fd, 0).mode == "bind"
+        assert (good.plan, bad.plan) == (before, before)
+        assert (good.rebound, bad.rebound) == (False, True)
+        asyncio.run(workers.rebind([(good, after)]))
+        assert read_policy(fd, 0).mode == "preferred"
+        assert (good.plan, good.rebound) == (after, True)
