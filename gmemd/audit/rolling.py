@@ -182,18 +182,20 @@ class RollingScan:
                 exact=not totals.inexact,
             )
             oldest = rolling.oldest()
-            looked_at, timestamp = rolling.monotonic[oldest], rolling.timestamps[oldest]
+            looked_at = rolling.monotonic[oldest]
             lasts = region.idle and looked_at >= rolling.idle_since
         tally.pages_seen = tally.by_node.total() // region.page_size
         if region.page_size != PAGE_SIZE and tally.reasons:
             allocated = huge_bytes(region.fd, region.size_bytes)
             tally.unknown_bytes = max(0, allocated - tally.by_node.total())
         audit = tally.as_audit(region.guest_node, region.index, region.size_bytes)
+        age_seconds = self._clock() - looked_at
+        timestamp = time.time() - age_seconds  # by the clock as it is now: it may have been set
         return Verified(
             audit=replace(
                 audit, verified_timestamp=timestamp if audit.in_sight else None, rolled=True
             ),
-            age_seconds=self._clock() - looked_at,
+            age_seconds=age_seconds,
             lasts=lasts,
         )
 

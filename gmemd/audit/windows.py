@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -57,8 +56,8 @@ class Windows:
     """A region's windows: those that stay mapped, and the others, each kind by its age.
 
     ``missing`` weren't looked at yet; what the others were adds up to ``totals``. When each was
-    looked at is there as seconds since the epoch, and on the monotonic clock (0.0: never). Nobody
-    has used an idle region since ``idle_since``.
+    looked at is on the ``monotonic`` clock (0.0: never). Nobody has used an idle region since
+    ``idle_since``.
     """
 
     key: Hashable
@@ -67,7 +66,6 @@ class Windows:
     idle_since: float = 0.0
     windows: list[Seen | None] = field(init=False)
     missing: int = field(init=False)
-    timestamps: array[float] = field(init=False)
     monotonic: array[float] = field(init=False)
     totals: Totals = field(default_factory=Totals)
     _is_mapped: bytearray = field(init=False)
@@ -78,7 +76,6 @@ class Windows:
     def __post_init__(self) -> None:
         self.missing = n_windows = -(-self.region.size_bytes // self.window_bytes)
         self.windows = [None] * n_windows
-        self.timestamps = array("d", bytes(8 * n_windows))
         self.monotonic = array("d", bytes(8 * n_windows))
         self._is_mapped = bytearray(n_windows)
         self._behind = array("q", range(1, n_windows + 1))
@@ -114,7 +111,6 @@ class Windows:
             self.totals.add(seen)
         self.missing -= before is None
         self.windows[index] = seen
-        self.timestamps[index] = time.time()
         self.monotonic[index] = at
         self._line_up(index, mapped=mapped)
 

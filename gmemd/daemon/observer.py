@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gmemd.audit.asked import Asked
 from gmemd.audit.observed import Effort, Unknown
 from gmemd.audit.scan import AuditStoppedError
+from gmemd.daemon.clock import shifted
 from gmemd.daemon.observing import Finder, Found
 from gmemd.daemon.on_demand import daemon_stops
 from gmemd.daemon.watched import (
@@ -107,6 +108,12 @@ class Observer:
     def runs(self, name: str) -> bool:
         """Whether a VM of that name was found running."""
         return name in self._vms
+
+    def clock_was_set(self, seconds: float) -> None:
+        """Put the times right that were told by a clock which was set by so much."""
+        for vm in self._vms.values():
+            if vm.seen is not None:
+                vm.seen = shifted(vm.seen, seconds)
 
     def waiting(self, spec: VmSpec) -> tuple[str, str]:
         """Why there is no running VM for a spec, and what to do."""

@@ -15,6 +15,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING
 
 import gmemd
+from gmemd.daemon.clock import WallClock, shift_vm
 from gmemd.daemon.desired import Change, compare
 from gmemd.daemon.lifecycle import RELEASED
 from gmemd.daemon.on_demand import audit_on_demand
@@ -87,6 +88,7 @@ class Reconciler:
         self._looked_at: dict[str, object] = {}
         self._due: dict[str, float] = {}
         self._all_due = 0.0
+        self._clock = WallClock()
         self._asked: Desired | None = None
         self._found: object = None
         self._spilling: frozenset[str] = frozenset()
@@ -215,6 +217,8 @@ class Reconciler:
         fleet = self._fleet
         if fleet.stopping:
             return
+        if step := self._clock.step():
+            self._clock_was_set(step)
         now = time.monotonic()
         if fleet.host_due <= now and self._host_task is None:
             self._host_task = asyncio.create_task(fleet.refresh_host())
@@ -230,6 +234,14 @@ class Reconciler:
                 vm.fail("internal", "internal error", "the daemon's log has the traceback")
             self._note(vm)
         self.publish()
+
+    def _clock_was_set(self, seconds: float) -> None:
+        """Put all times right that were told by the clock as it was."""
+        log.warning("the clock was set by %+.0f s: times told before are put right", seconds)
+        self.reload_success_timestamp += seconds
+        self.observer.clock_was_set(seconds)
+        for vm in self._fleet.vms.values():
+            shift_vm(vm, seconds)
 
     def _to_look_at(self, now: float) -> set[str]:
         """The VMs that aren't as they were when they were last looked at, and those due; or all."""
