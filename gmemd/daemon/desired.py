@@ -47,18 +47,23 @@ class Desired:
 
 
 def read_desired(
-    directories: Sequence[Path], before: Desired | None = None, known: KnownFiles | None = None
+    directories: Sequence[Path],
+    before: Desired | None = None,
+    known: KnownFiles | None = None,
+    *,
+    starting: bool = False,
 ) -> Desired:
-    """Read the directories; ``before`` is what was in force (None: at start).
+    """Read the directories; ``before`` is what was in force (None: nothing).
 
-    ``known`` are files that were read before, and remembers these.
-    Raises ReloadError where they can't be read, or hold no VM any more though they held some.
+    ``known`` are files that were read before, and remembers these. Raises ReloadError where they
+    can't be read, or hold no VM any more though they held some, unless the daemon is ``starting``:
+    nothing that somebody holds or has left behind is released for want of a file then.
     """
     try:
         loaded = load_directory(directories, known)
     except SpecError as error:
         raise ReloadError(error.message, hint=error.hint) from error
-    if before is not None and before.names and not loaded.names:
+    if before is not None and before.names and not loaded.names and not starting:
         raise ReloadError(
             f"no VM is left in {', '.join(map(str, directories))}, where "
             f"{len(before.names)} had a file: taken for a mistake, nothing was released",

@@ -234,7 +234,9 @@ class Desk:
                     payer=payer,
                 )
         except BaseException:
-            candidate.close()
+            known = self._fleet.vms.get(vm)
+            if known is None or known.holder is not candidate:
+                candidate.close()
             self._specs.give_up(vm)
             raise
         return _placed(managed, placed)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from gmemd.daemon.desired import Desired
 from gmemd.daemon.hostnews import make_up, news, out_of_reach
+from gmemd.daemon.store.unkept import Unkept
 from gmemd.errors import GmemdError
 from gmemd.export.snapshot import VmState
 from gmemd.plan.ledger import total
 from gmemd.spec.config import AuditConfig
 
 if TYPE_CHECKING:
+    from gmemd.daemon.store.unkept import Keeping
     from gmemd.daemon.vm import ManagedVm
     from gmemd.daemon.work import Workers
     from gmemd.export.instruments import Counters
@@ -45,7 +47,7 @@ class Fleet:
     ``sample_pages`` of a guest node are drawn where an audit draws. ``audit_budget_ratio`` and
     ``page_table_bytes`` are the snapshot's.
     ``wanted`` counts who waits for a VM's memory, ``changes`` how often all were told of one.
-    ``stopping``: nothing is begun any more.
+    ``stopping``: nothing is begun any more. ``keeper`` has memory outlive the daemon.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Fleet:
         self.sample_pages = AuditConfig().sample_pages
         self.audit_budget_ratio = AuditConfig().budget_ratio
         self.page_table_bytes = 0
+        self.keeper: Keeping = Unkept()
         self.desired = Desired()
         self.vms: dict[str, ManagedVm] = {}
         self.host: Host | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
 
 from gmemd.daemon.holding import cpuset_warnings
+from gmemd.daemon.steps import step
 from gmemd.daemon.varlink.errors import (
     AlreadyOwned,
     FdRejected,
@@ -21,6 +22,7 @@ from gmemd.daemon.varlink.errors import (
     ProvisioningFailed,
 )
 from gmemd.daemon.varlink.told import does_not_fit, provisioning_failed
+from gmemd.daemon.vm import LOST_HINT
 from gmemd.export.snapshot import VmState
 from gmemd.host.vms.holders import has_exited
 from gmemd.memory.errors import ProvisionError
@@ -60,7 +62,7 @@ class Handing:
     def __init__(self, fleet: Fleet, lifecycle: Lifecycle, reconciler: Reconciler) -> None:
         self._fleet = fleet
         self._lifecycle = lifecycle
-        self._reconciler = reconciler
+        self._possession = reconciler.possession
 
     def vm(self, name: str) -> ManagedVm:
         """The VM of that name; raises NoSuchVM."""
@@ -119,13 +121,27 @@ class Handing:
                 )
             await self._prefault(vm, payer)
             return False
+        await self._hand_out(vm, holder)
+        return True
+
+    async def _hand_out(self, vm: ManagedVm, holder: Holder) -> None:
+        """Have the memory be the holder's, and that outlive the daemon before anything is sent."""
+        if vm.lost:
+            raise NotReady(vm=vm.name, state=str(vm.state), message=vm.lost, hint=LOST_HINT)
         if has_exited(holder.pidfd):
             raise InvalidParameter(parameter="holder")
-        self._reconciler.give_to(vm, holder)
+        before = vm.holder
+        self._possession.give_to(vm, holder)
         if vm.state is VmState.PROVISIONING:  # its first audit is still to come
             vm.settle()
-        await self._warn(vm, holder)
-        return True
+        try:
+            await self._warn(vm, holder)
+            await self._fleet.keeper.secure()
+        except BaseException:  # whoever asked is gone, and was given nothing
+            if vm.holder is holder:
+                self._possession.take_back(vm, before)
+            raise
+        step("acquire.held")
 
     async def _prefault(self, vm: ManagedVm, payer: PassedCgroup) -> None:
         """Allocate the memory at the cost of the caller's cgroup; raises ProvisioningFailed."""
@@ -148,11 +164,12 @@ class Handing:
                     payer=payer.directory,
                 )
             except ProvisionError as error:
-                self._reconciler.release_soon(vm)
+                self._possession.release_soon(vm)
                 raise provisioning_failed(vm.name, error) from error
             finally:
                 vm.progress = None
             vm.prefaulted = True
+            await self._fleet.keeper.secure()
             self._fleet.audit_soon(vm)
             vm.settle()
 
@@ -190,8 +207,10 @@ class Handing:
             )
         if has_exited(holder.pidfd):
             raise InvalidParameter(parameter="holder")
-        self._reconciler.give_to(vm, holder)
+        self._possession.give_to(vm, holder)
         await self._warn(vm, holder)
+        await self._fleet.keeper.secure()
+        step("hand_over.held")
 
     async def release(self, name: str, caller_pid: int, *, may: bool, force: bool) -> ManagedVm:
         """Give back what memory a VM has, or is about to have, and wait for it.
@@ -207,7 +226,7 @@ class Handing:
             await asyncio.wait([vm.task])
             _refuse_to_release(vm, caller_pid, may=may, force=force)
         if vm.regions:
-            self._reconciler.release_soon(vm)
+            self._possession.release_soon(vm)
         while vm.release_wanted:
             await self._fleet.change()
         return vm

@@ -28,7 +28,8 @@ class Holder:
 
     ``pidfd`` is the holder's own. ``opener`` is the pid that asked for the memory on its behalf,
     and ``opener_pidfd`` its (-1: it did so itself). ``vouched``: it is known to be the VM's VMM, by
-    its own word or that of who may say so of any process.
+    its own word or that of who may say so of any process. ``stored_as`` and ``opener_stored_as``
+    are what the pidfds are called where they outlive the daemon.
     """
 
     pidfd: int
@@ -39,6 +40,8 @@ class Holder:
     vouched: bool = True
     since: float = field(default_factory=time.time)
     alive: bool = True
+    stored_as: str = ""
+    opener_stored_as: str = ""
     _watched: bool = False
 
     def watch(self, exited: Callable[[], None]) -> None:

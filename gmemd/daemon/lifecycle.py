@@ -18,6 +18,7 @@ from gmemd.audit.scan import AuditStoppedError
 from gmemd.audit.vm import EVERY_PAGE, no_less_lately_verified, without_holders_pages
 from gmemd.audit.watching import Watch
 from gmemd.daemon.hostnews import out_of_reach
+from gmemd.daemon.steps import step
 from gmemd.daemon.varlink.errors import NoSuchVM
 from gmemd.daemon.vm import Failure, Work
 from gmemd.drift.compute import compute_drift
@@ -150,11 +151,12 @@ class Lifecycle:
     async def provision(self, vm: ManagedVm, spec: VmSpec) -> None:
         """Plan, admit, make and audit a VM's memory."""
         fleet = self._fleet
-        vm.audit = vm.drift = None
+        vm.audit = vm.audit_before = vm.drift = None
         host = await self._admit(vm, spec)
         if host is None or vm.plan is None:
             return
         fleet.enter(vm, VmState.PROVISIONING)
+        step("provision.admitted")
 
         def note(progress: Progress) -> None:
             vm.progress = progress
@@ -173,8 +175,10 @@ class Lifecycle:
                 fleet.counters.add_prefault(vm.name, vm.progress.allocated_bytes)
             vm.progress = None
             fleet.host_due = 0.0
+        step("provision.made")
         vm.dormant = False
         self.count_failed_policies(vm)
+        await fleet.keeper.secure()
         vm.work = Work.AUDIT
         fleet.tell()
         await self.watch(vm)
@@ -265,6 +269,7 @@ class Lifecycle:
         if vm.spec is None or vm.plan is None:
             return None
         failed: GmemdError | None = None
+        step("audit.begun")
         idle = not vm.held
         payer = await self.look_at_holder(vm)
         try:
@@ -280,7 +285,8 @@ class Lifecycle:
         else:
             if idle and vm.held:
                 audit = without_holders_pages(audit)
-            audit = no_less_lately_verified(audit, vm.audit)
+            audit = no_less_lately_verified(audit, vm.audit or vm.audit_before)
+            step("audit.done")
             self._fleet.counters.add_audit(audit)
             host = await self._fleet.known_host()
             drift = compute_drift(
@@ -324,6 +330,7 @@ class Lifecycle:
             for region, new in zip(vm.regions, plan.regions, strict=True)
             if (new.policy, new.host_nodes) != (region.plan.policy, region.plan.host_nodes)
         ]
+        step("apply.begun")
         try:
             await self._workers.rebind(changes)
         except ProvisionError as error:
@@ -331,10 +338,12 @@ class Lifecycle:
             self._fleet.counters.add_policy_failure(vm.name, error.reason)
             log.error("%s: changed spec: %s", vm.name, error.in_one_line)  # noqa: TRY400
             return
+        step("apply.bound")
         for region, new in zip(vm.regions, plan.regions, strict=True):
             region.plan = new
         vm.spec, vm.plan, vm.pending, vm.pending_spec = spec, plan, "", None
         log.info("%s: changed spec applied, %d policies set anew", vm.name, len(changes))
+        await self._fleet.keeper.secure()
         vm.work = Work.AUDIT
         await self.watch(vm)
 
@@ -351,17 +360,26 @@ class Lifecycle:
         return VmPlan(spec, tuple(changed(region.plan, region.id) for region in vm.regions))
 
     async def release(self, vm: ManagedVm) -> None:
-        """Give a VM's memory back, or let it go."""
+        """Give a VM's memory back, or let it go.
+
+        What outlives the daemon is given up first: whoever closes the last descriptor of a file
+        waits while its memory is freed, and that mustn't be systemd.
+        """
         self._fleet.enter(vm, VmState.RELEASING)
+        step("release.begun")
         regions, vm.regions = vm.regions, []
         holder, vm.holder = vm.holder, None
         if holder is not None:
             vm.left_alone = holder.pid if holder.alive else 0
             holder.close()
-        await self._workers.release(regions)
-        vm.plan = vm.audit = vm.drift = None
-        vm.prefaulted = False
         vm.dormant = True
+        vm.lost = ""
+        await self._fleet.keeper.secure()
+        step("release.unstored")
+        await self._workers.release(regions)
+        step("release.closed")
+        vm.plan = vm.audit = vm.audit_before = vm.drift = None
+        vm.prefaulted = False
         vm.holder_warnings = ()
         vm.pending, vm.pending_spec = "", None
         vm.spec_indexes.clear()
@@ -370,6 +388,7 @@ class Lifecycle:
         vm.release_wanted = False
         if vm.spec is not None and vm.spec.source is Source.CREATE:
             self._fleet.enter(vm, VmState.WAITING, RELEASED)
+        step("release.forgotten")
         self._fleet.host_due = 0.0
         self._fleet.retry_failed()
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextvars import Context
 from typing import TYPE_CHECKING
 
 import gmemd
@@ -19,10 +18,13 @@ from gmemd.daemon.clock import WallClock, shift_vm
 from gmemd.daemon.desired import Change, compare
 from gmemd.daemon.lifecycle import RELEASED
 from gmemd.daemon.on_demand import audit_on_demand
-from gmemd.daemon.vm import ManagedVm, Work
+from gmemd.daemon.possession import Possession
+from gmemd.daemon.steps import step
+from gmemd.daemon.vm import LOST_HINT, ManagedVm, Work
 from gmemd.export.snapshot import Snapshot, VmState
 from gmemd.plan.planning import can_spill
-from gmemd.spec.model import OnVmmExit, Source, waiting_reason
+from gmemd.spec.model import Source, waiting_reason
+from gmemd.spec.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from gmemd.audit.asked import Asked
     from gmemd.daemon.desired import Desired
     from gmemd.daemon.fleet import Fleet
-    from gmemd.daemon.holding import Holder
     from gmemd.daemon.lifecycle import Lifecycle
     from gmemd.daemon.observer import Observer
     from gmemd.export.snapshot import VmStatus
@@ -45,14 +46,15 @@ REST_RATIO = 3.0
 """What a pass takes, and so long again times this nobody has another one: at most a quarter of the
 loop's time goes into passes, however many VMs there are."""
 
-EXEC_SECONDS = 2.0
-"""How long after it was given memory a process is looked at again, to see what it has become."""
-
 _FOUND_RUNNING = (Source.OBSERVE, Source.ADOPT)
 
 RELEASE_FIRST = "remove the file and reload to release its memory, then put the file back"
 AFTER_ITS_VMM = "it waits until its memory is released: when its VMM exits, or `gmemd release`"
 LEFT_ALONE = "its VMM, pid {pid}, was let go and isn't adopted again by itself"
+STAYS = (
+    "the memory of %d VMs (%s) stays in systemd's fd store for the next start; "
+    "`systemctl clean --what=fdstore` gives it back"
+)
 NO_SPEC = "its file is gone: its memory is let go when its VMM exits, or by `gmemd release --force`"
 NO_SPEC_KEPT = "its file is gone, its memory is kept: `gmemd release` gives it back"
 
@@ -92,7 +94,7 @@ class Reconciler:
         self._asked: Desired | None = None
         self._found: object = None
         self._spilling: frozenset[str] = frozenset()
-        self._looks: set[asyncio.Task[None]] = set()
+        self.possession = Possession(fleet, lifecycle, self.publish)
         self.snapshot = Snapshot(gmemd.__version__, time.time())
 
     def want(self, desired: Desired) -> None:
@@ -116,23 +118,30 @@ class Reconciler:
                 continue
 
     async def stop(self) -> None:
-        """Stop all work and give all memory back."""
+        """Stop all work; memory that nothing keeps past the daemon is given back."""
         vms = self._fleet.vms.values()
         self._fleet.stopping = True
         for vm in vms:
             vm.cancel.set()
-        for look in self._looks:
-            look.cancel()
+        self.possession.close()
         tasks = [vm.task for vm in vms if vm.task is not None]
         if self._host_task is not None:
             tasks.append(self._host_task)
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._fleet.keeper.finish()
+        staying = [vm for vm in vms if vm.regions and self._fleet.keeper.keeps(vm)]
+        step("stop.begun")
         for vm in vms:
             if vm.holder is not None:
                 vm.holder.close()
         await asyncio.gather(
-            *(self._fleet.workers.release(vm.regions) for vm in vms), return_exceptions=True
+            *(self._fleet.workers.let_go(vm.regions) for vm in staying),
+            *(self._fleet.workers.release(vm.regions) for vm in vms if vm not in staying),
+            return_exceptions=True,
         )
+        if staying:
+            size = sum(region.plan.size_bytes for vm in staying for region in vm.regions)
+            log.info(STAYS, len(staying), format_size(size))
 
     async def audit_now(self, name: str, asked: Asked) -> VmStatus | None:
         """Audit a VM that has memory; see audit_on_demand. Raises GmemdError.
@@ -146,46 +155,6 @@ class Reconciler:
             answer, vm.answer = vm.answer, None
             self.publish()
         return answer
-
-    def give_to(self, vm: ManagedVm, holder: Holder) -> None:
-        """Have a process hold a VM's memory from now on; another holder before it is forgotten."""
-        if vm.holder is not None and vm.holder is not holder:
-            vm.holder.close()
-        vm.holder = holder
-        self._fleet.workers.scanning.note_use(vm.regions)
-        holder.watch(lambda: self._holder_exited(vm, holder))
-        log.info("%s: held by pid %d (%s)", vm.name, holder.pid, holder.facts.program)
-        self._looks.add(task := asyncio.create_task(self._look_again(vm), context=Context()))
-        task.add_done_callback(self._looks.discard)
-        self._fleet.changed(vm)
-        self.publish()  # who asks next is told of it
-
-    async def _look_again(self, vm: ManagedVm) -> None:
-        """See what a holder is once it has become it: launchers exec."""
-        await asyncio.sleep(EXEC_SECONDS)
-        await self._lifecycle.look_at_holder(vm)
-        self._fleet.changed(vm)
-
-    def _holder_exited(self, vm: ManagedVm, holder: Holder) -> None:
-        """Keep or release a VM's memory, as its spec says."""
-        if vm.holder is not holder:
-            return
-        self._fleet.workers.scanning.note_idle(vm.regions)
-        spec = vm.spec
-        keeps = spec is not None and spec.on_vmm_exit is OnVmmExit.KEEP
-        if keeps and spec is not None and spec.source is not Source.ADOPT:
-            log.info("%s: pid %d exited, its memory is kept", vm.name, holder.pid)
-        else:
-            log.info("%s: pid %d exited, its memory is given back", vm.name, holder.pid)
-            self.release_soon(vm)
-        self._fleet.changed(vm)
-
-    def release_soon(self, vm: ManagedVm) -> None:
-        """Give a VM's memory back as soon as nothing else is done for it."""
-        vm.release_wanted = True
-        if vm.work is Work.AUDIT:
-            vm.cancel.set()
-        self._fleet.changed(vm)
 
     def publish(self) -> None:
         """Replace the snapshot by one of this moment."""
@@ -204,6 +173,7 @@ class Reconciler:
             reload_successful=self.reload_successful,
             reload_success_timestamp=self.reload_success_timestamp,
             reload_message=self.reload_message,
+            kept=fleet.keeper.kept,
         )
         fleet.tell()
 
@@ -311,6 +281,8 @@ class Reconciler:
                 vm.cancel.set()
         elif vm.release_wanted:
             self._lifecycle.start(vm, Work.RELEASE, self._lifecycle.release(vm))
+        elif vm.lost and vm.held and not vm.regions:
+            self._fleet.enter(vm, VmState.DEGRADED, vm.lost, LOST_HINT)
         elif not desired.has(vm.name):
             self._let_go(vm)
         elif spec is None:

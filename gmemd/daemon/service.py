@@ -20,10 +20,15 @@ from gmemd.daemon.handing import Handing
 from gmemd.daemon.lifecycle import Lifecycle
 from gmemd.daemon.notify import Notifier, missing_extra, watchdog_seconds
 from gmemd.daemon.observer import Observer
-from gmemd.daemon.passed import passed_fds, sort_passed
+from gmemd.daemon.passed import Passed, passed_fds, sort_passed
 from gmemd.daemon.reconcile import LONGEST_PASS_SECONDS, Reconciler
 from gmemd.daemon.reloading import config_notes, report, summary
 from gmemd.daemon.specs import PassedSpecs
+from gmemd.daemon.steps import step
+from gmemd.daemon.store.again import have_again
+from gmemd.daemon.store.fdstore import FdStore, shortcomings
+from gmemd.daemon.store.keeper import Keeper
+from gmemd.daemon.store.recovery import read_boot_id
 from gmemd.daemon.taking import Taking
 from gmemd.daemon.varlink.activation import open_listener
 from gmemd.daemon.varlink.api import protocol_factory
@@ -64,7 +69,7 @@ def run(config_path: Path | None) -> int:
         log.warning("%s", note)
     passed = sort_passed(passed_fds())
     with open_listener(config, passed.api) as listener:
-        asyncio.run(Daemon(config_path, config).serve(listener))
+        asyncio.run(Daemon(config_path, config, passed).serve(listener))
     return 0
 
 
@@ -78,7 +83,9 @@ def limit_process() -> None:
 class Daemon:
     """All of the daemon's parts, and what signals reach."""
 
-    def __init__(self, config_path: Path | None, config: DaemonConfig) -> None:
+    def __init__(
+        self, config_path: Path | None, config: DaemonConfig, passed: Passed | None = None
+    ) -> None:
         self._config_path = config_path
         self._config = config
         self._notifier = Notifier()
@@ -94,6 +101,15 @@ class Daemon:
             reserve=_reserve(config),
             audit_interval_seconds=config.audit.interval_seconds,
         )
+        self._passed = passed or Passed()
+        self._boot_id = read_boot_id()
+        store = FdStore()
+        self._fleet.keeper = self._keeper = Keeper(
+            self._fleet, config.state_directory, store, self._boot_id
+        )
+        self._keeping: asyncio.Task[None] | None = None
+        for note in shortcomings(store):
+            log.warning("%s", note)
         self._specs = PassedSpecs(self._fleet, config.state_directory, config.inline_spec_users)
         lifecycle = Lifecycle(self._fleet, self._specs.forget)
         self._auditor = Auditor(self._fleet, lifecycle, config.audit)
@@ -193,8 +209,9 @@ class Daemon:
 
     async def _start(self, server: Server, metrics: MetricsServer, path: Path) -> None:
         """Take on the specs, serve, and say so."""
+        before = await self._recover()
         desired = await self._workers.read(
-            read_desired, self._directories(self._config), None, self._files
+            read_desired, self._directories(self._config), before, self._files, starting=True
         )
         self._log_problems(desired.problems)
         self._want(desired)
@@ -206,6 +223,19 @@ class Daemon:
             len(desired.names),
         )
         self._notifier.ready()
+
+    async def _recover(self) -> Desired:
+        """Have again what an earlier daemon left; gives the specs that were in force."""
+        host = await self._fleet.read_host()
+        stored, self._passed.stored = self._passed.stored, []
+        recovered = await self._workers.recover(
+            stored, self._config.state_directory, host, self._boot_id
+        )
+        self._keeper.take_on(recovered)
+        before = have_again(recovered, self._fleet, self._reconciler.possession)
+        self._keeping = asyncio.create_task(self._keeper.run(), name="keep")
+        step("start.recovered")
+        return before
 
     async def _until_stopped(self) -> None:
         """Reconcile and observe until a signal says stop, or the loop fails."""
@@ -225,14 +255,17 @@ class Daemon:
             await loop_task
 
     async def _end(self, server: Server) -> None:
-        """Close connections, stop the work, give the memory back."""
-        log.info("stopping: memory is given back")
+        """Close connections, stop the work, give back what nothing keeps."""
+        log.info("stopping")
         self._notifier.stopping()
         self._notifier.extend(STOP_EXTENSION_SECONDS)
         extending = asyncio.create_task(self._extend())
         server.abort_clients()
         await self._reconciler.stop()
         extending.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await self._keeper.close()
         await asyncio.get_running_loop().run_in_executor(None, self._workers.close)
         log.info("stopped")
 

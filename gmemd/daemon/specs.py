@@ -110,7 +110,7 @@ class PassedSpecs:
             return
         if known.holder is None and not known.release_wanted:
             known.cancel.set()
-            self.reconciler.release_soon(known)
+            self.reconciler.possession.release_soon(known)
 
     async def forget(self, vm: str) -> None:
         """Forget a VM's inline spec, as its memory is gone."""

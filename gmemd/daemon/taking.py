@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from asyncvarlink.serviceerrors import InvalidParameter
 
 from gmemd.daemon.holding import cpuset_warnings
+from gmemd.daemon.steps import step
 from gmemd.daemon.varlink.errors import AlreadyOwned, FdRejected, LayoutMismatch, NotReady
 from gmemd.daemon.varlink.told import layout_mismatch, provisioning_failed
+from gmemd.daemon.vm import Work
 from gmemd.export.snapshot import VmState
 from gmemd.host.vms.holders import has_exited
 from gmemd.memory.errors import ProvisionError
@@ -127,9 +129,10 @@ class Taking:
                 placed = await self._place(
                     vm, spec, to_place, holder=holder, host=host, payer=payer
                 )
+            step("place.placed")
             vm.regions = [region for region in vm.regions if region.id not in remove]
-            await self._fleet.workers.release(leaving)
             self._settle(vm, spec, holder)
+            await self._secure(vm, leaving)
             return placed
 
         return await self._lifecycle.do(vm, work)
@@ -231,11 +234,19 @@ class Taking:
                 except BaseException:
                     vm.regions = leaving
                     raise
-            await self._fleet.workers.release(leaving)
+            step("place.placed")
             self._settle(vm, spec, holder)
+            await self._secure(vm, leaving)
             return placed
 
         return await self._lifecycle.do(vm, work)
+
+    async def _secure(self, vm: ManagedVm, leaving: Sequence[Region]) -> None:
+        """Have what was taken in outlive the daemon, and let go of what leaves."""
+        vm.work = Work.APPLY  # no region is on its way from one list to another any more
+        await self._fleet.keeper.secure()
+        step("place.settled")
+        await self._fleet.workers.release(leaving)
 
     async def _place(
         self,
@@ -307,7 +318,8 @@ class Taking:
         warnings = plan.warnings if plan is not None else ()
         vm.spec = spec
         vm.plan = VmPlan(spec, tuple(region.plan for region in vm.regions), warnings=warnings)
-        vm.audit = vm.drift = None
+        vm.audit = vm.audit_before = vm.drift = None
+        vm.lost = ""
         self._fleet.audit_soon(vm)
         self._lifecycle.count_failed_policies(vm)
         self._tell_what_is_missing(vm, spec)
@@ -316,7 +328,7 @@ class Taking:
         if vm.held and vm.holder is not None and vm.holder is not holder:
             holder.close()
         elif vm.holder is not holder:
-            self._reconciler.give_to(vm, holder)
+            self._reconciler.possession.give_to(vm, holder)
         if not vm.regions:
             self._fleet.enter(vm, VmState.WAITING, "none of its memory is registered")
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 FIRST_RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
+LOST_HINT = "start its VMM anew, or give back what is left: `gmemd release --force`"
+UNSTORED = (
+    "a restart of gmemd loses {count} of its descriptors, systemd's fd store lacks them: {why}"
+)
 KEPT = "its VMM has exited, its memory is kept for the next one"
 
 
@@ -84,7 +88,9 @@ class ManagedVm:
     region's spec among its guest node's. ``looked_at`` is bytes, and bytes in all, of an audit.
     ``left_alone`` is the pid of a VMM that was let go while it runs: it isn't adopted unasked.
     ``answer`` is what an audit told that is for who asked alone. ``unadopted`` is why a VMM that
-    runs isn't adopted, and the way out.
+    runs isn't adopted, and the way out. ``audit_before`` is what an earlier daemon had verified.
+    ``lost`` tells what of its memory didn't come back after a restart; ``unstored`` how many of its
+    descriptors won't come back after the next one, and why.
 
     ``out_of_reach`` has what is to be said of host nodes that its memory may be on, and that are
     gone by now or forbidden to gmemd.
@@ -132,6 +138,9 @@ class ManagedVm:
     unadopted: tuple[str, str] = ("", "")
     holder_warnings: tuple[str, ...] = ()
     out_of_reach: tuple[Finding, ...] = ()
+    audit_before: VmAudit | None = None
+    lost: str = ""
+    unstored: tuple[int, str] = (0, "")
     revision: object = field(default_factory=object)
     _status: tuple[object, VmStatus] | None = None
     _promised: tuple[object, Commitments] | None = None
@@ -278,6 +287,8 @@ class ManagedVm:
 
     def _shortcomings(self) -> Iterator[tuple[str, str]]:
         """What keeps the VM from being ready, worst first, with the way out."""
+        if self.lost:
+            yield self.lost, LOST_HINT
         for drift in self.drift.guest_nodes if self.drift is not None else ():
             if drift.drifting:
                 yield f"guest node {drift.guest_node}: {drift.cause}: {drift.detail}", drift.remedy
@@ -353,6 +364,9 @@ class ManagedVm:
         yield from self.holder_warnings
         if self.regions:
             yield from map(str, self.out_of_reach)
+        count, why = self.unstored
+        if count:
+            yield UNSTORED.format(count=count, why=why)
         for region in self.regions:
             for note in region.notes:
                 yield f"guest node {region.plan.guest_node}: {note}"

@@ -22,6 +22,7 @@ from gmemd.audit.vm import EVERY_PAGE, AuditedRegion, audit_vm
 from gmemd.audit.watching import Watch, watch_vm, with_verified
 from gmemd.daemon.scanning import Scanning
 from gmemd.errors import GmemdError
+from gmemd.daemon.store.recovery import recover
 from gmemd.host.reading import read_host
 from gmemd.memory.passed import MemoryFiles
 from gmemd.memory.received import place_received, prefault_acquired
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from gmemd.audit.asked import Asked
     from gmemd.audit.model import VmAudit
+    from gmemd.daemon.store.recovery import Recovered
     from gmemd.host.model import Feature, Host
     from gmemd.memory.passed import MemoryFile
     from gmemd.memory.progress import Progress
@@ -268,6 +270,25 @@ class Workers:
             release(leaving)
 
         await _run(self._releasing, partial(give_back, list(regions)))
+
+    async def let_go(self, regions: Sequence[Region]) -> None:
+        """Close regions that something else keeps, with what was made for them left as it is."""
+
+        def close(leaving: Sequence[Region]) -> None:
+            self.scanning.remove(leaving)
+            for region in leaving:
+                region.close()
+
+        await _run(self._releasing, partial(close, list(regions)))
+
+    async def recover(
+        self, passed: Sequence[tuple[str, int]], directory: Path, host: Host, boot_id: str
+    ) -> Recovered:
+        """Have again what an earlier daemon left; see gmemd.daemon.store.recovery."""
+        work = partial(
+            recover, passed, directory, files=self._memory_files, host=host, boot_id=boot_id
+        )
+        return await _run(self._identifying, work)
 
     async def close_fds(self, fds: Sequence[int]) -> None:
         """Close descriptors, any of which may be the last one of a guest's memory."""

@@ -172,6 +172,19 @@ class VmStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What outlives the daemon, in descriptors; ``limit`` is None where nobody told it.
+
+    ``missing`` should be in the fd store and aren't, ``unclaimed`` are of no VM that is known.
+    """
+
+    stored: int = 0
+    limit: int | None = None
+    missing: int = 0
+    unclaimed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything the daemon knows at one moment.
 
@@ -179,7 +192,8 @@ class Snapshot:
     regions but not yet resident. ``audit_budget_ratio`` is of one CPU, ``page_table_bytes`` are
     spent on what stays mapped between two looks. ``unseen_processes`` may hold VMs and can't be
     looked into; None where nobody looked for running VMs. ``hidden_processes`` tells of those that
-    can't even be known of, and is empty where there are none.
+    can't even be known of, and is empty where there are none. ``kept`` is None where nothing keeps
+    memory past the daemon.
     """
 
     version: str
@@ -195,6 +209,7 @@ class Snapshot:
     reload_message: str = ""
     unseen_processes: int | None = None
     hidden_processes: str = ""
+    kept: Kept | None = None
 
     def vm(self, name: str) -> VmStatus | None:
         """The VM of that name, or None."""

@@ -123,19 +123,42 @@ def bind_range(
         if error.call == "mbind" and error.errno == errno.EINVAL and no_node_left:
             return _judged(policy, None, frozenset(), _dropped(policy.nodes, online))
         raise
-    achieved = _read_range(fd, offset, length)
-    if achieved is None or not _is_kept(policy, achieved):
-        seen = "different policies over the range" if achieved is None else str(achieved)
-        detail = f"mbind succeeded, but another mapping of the file has {seen}"
-        return _refused(policy, BindOutcome.NOT_KEPT, detail, achieved)
-    effective = achieved.nodes
-    if achieved.flags & (STATIC_NODES | RELATIVE_NODES):
-        effective = usable_nodes(achieved, online & allowed)
-    dropped = {} if policy.flags & RELATIVE_NODES else _dropped(_missing(policy, effective), online)
-    if movable_only and is_guest_memfd(fd):
-        dropped |= dict.fromkeys(effective & movable_only, BindOutcome.MOVABLE_ONLY)
-        effective -= movable_only
-    return _judged(policy, achieved, effective, dropped, home_node)
+    return _verified(
+        fd,
+        offset,
+        length,
+        policy,
+        online=online,
+        allowed=allowed,
+        movable=movable_only,
+        home_node=home_node,
+    )
+
+
+def verify_range(
+    fd: int,
+    offset: int,
+    length: int,
+    policy: MemPolicy,
+    *,
+    with_memory: frozenset[int] | None = None,
+    movable_only: frozenset[int] = frozenset(),
+) -> BindResult:
+    """Say whether the file's range (bytes) has a policy, as `bind_range` would have set it.
+
+    Nothing is set. NOT_KEPT also stands for another policy that is there. Raises KernelError.
+    """
+    if is_hugetlb(fd):
+        return _refused(policy, BindOutcome.HUGETLB, "hugetlb keeps no policy on the inode")
+    online = nodes_with_memory() if with_memory is None else with_memory
+    try:
+        return _verified(
+            fd, offset, length, policy, online=online, allowed=allowed_mems(), movable=movable_only
+        )
+    except KernelError as error:
+        if error.call == "mmap" and error.errno == errno.ENODEV:
+            return _refused(policy, BindOutcome.UNMAPPABLE, "the fd can't be mapped")
+        raise
 
 
 def read_policy(fd: int, offset: int) -> MemPolicy | None:
@@ -172,6 +195,33 @@ def keeps_inode_policy(fd: int) -> bool:
     kept = read_policy(fd, behind) == _LOCAL
     _set(fd, behind, PAGE_SIZE, _DEFAULT, None)
     return kept
+
+
+def _verified(
+    fd: int,
+    offset: int,
+    length: int,
+    policy: MemPolicy,
+    *,
+    online: frozenset[int],
+    allowed: frozenset[int],
+    movable: frozenset[int],
+    home_node: int | None = None,
+) -> BindResult:
+    """What a range's policy is, read through mappings of its own, against what it should be."""
+    achieved = _read_range(fd, offset, length)
+    if achieved is None or not _is_kept(policy, achieved):
+        seen = "different policies over the range" if achieved is None else str(achieved)
+        detail = f"mbind succeeded, but another mapping of the file has {seen}"
+        return _refused(policy, BindOutcome.NOT_KEPT, detail, achieved)
+    effective = achieved.nodes
+    if achieved.flags & (STATIC_NODES | RELATIVE_NODES):
+        effective = usable_nodes(achieved, online & allowed)
+    dropped = {} if policy.flags & RELATIVE_NODES else _dropped(_missing(policy, effective), online)
+    if movable and is_guest_memfd(fd):
+        dropped |= dict.fromkeys(effective & movable, BindOutcome.MOVABLE_ONLY)
+        effective -= movable
+    return _judged(policy, achieved, effective, dropped, home_node)
 
 
 def _set(fd: int, offset: int, length: int, policy: MemPolicy, home_node: int | None) -> None:

@@ -12,7 +12,7 @@ from gmemd.kernel.identity import (
     cgroup_of_procs,
     pid_of_pidfd,
 )
-from gmemd.kernel.process import has_exited, peer_pidfd
+from gmemd.kernel.process import has_exited, peer_pidfd, pidfd_open
 from gmemd.kernel.procfs.text import ProcfsError, read_text
 
 __all__ = [
@@ -23,21 +23,27 @@ __all__ = [
     "has_exited",
     "peer_pidfd",
     "pid_of_pidfd",
+    "pidfd_open",
     "read_facts",
 ]
 
 _ROOT = Path("/")
 _CGROUPS = Path("/sys/fs/cgroup")
+_STARTED = 19  # starttime is the 22nd field of /proc/PID/stat, the 20th behind the name
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessFacts:
-    """What everybody may know of a process: program, systemd unit, cgroup, its cpuset's nodes."""
+    """What everybody may know of a process: program, systemd unit, cgroup, its cpuset's nodes.
+
+    ``start_ticks`` tell it from a later one of the same pid: clock ticks since boot, 0 if unknown.
+    """
 
     program: str = ""
     unit: str = ""
     cgroup: str = ""
     mems: frozenset[int] = frozenset()
+    start_ticks: int = 0
 
     @property
     def cgroup_directory(self) -> Path | None:
@@ -50,7 +56,14 @@ def read_facts(pid: int, root: Path = _ROOT) -> ProcessFacts:
     try:
         program = read_text(root / f"proc/{pid}/comm").strip()
         cgroups = read_cgroups(pid, root)
+        ticks = _start_ticks(read_text(root / f"proc/{pid}/stat"))
     except ProcfsError:
         return ProcessFacts()
     cgroup = main_cgroup(cgroups)
-    return ProcessFacts(program, unit_of(cgroup), cgroup, read_mems(pid, cgroups, root))
+    return ProcessFacts(program, unit_of(cgroup), cgroup, read_mems(pid, cgroups, root), ticks)
+
+
+def _start_ticks(stat: str) -> int:
+    """When a process was started; its name, between parentheses, may hold anything."""
+    fields = stat.rpartition(")")[2].split()
+    return int(fields[_STARTED]) if len(fields) > _STARTED else 0

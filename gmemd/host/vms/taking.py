@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gmemd.errors import Exit, GmemdError
+from gmemd.host.vms.descriptors import GUEST_MEMFD, read_descriptors
 from gmemd.host.vms.finding import still_runs
+from gmemd.kernel.errors import KernelError
 from gmemd.kernel.process import pidfd_getfd, pidfd_open
+from gmemd.kernel.procfs.text import ProcfsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from gmemd.host.vms.model import VmmProcess
 
@@ -56,3 +60,33 @@ def taken(
                 raise VmmGoneError(f"fd {number} of pid {vmm.pid} is another file by now")
             fds.append(fd)
         yield fds
+
+
+def take_by_inode(
+    pidfd: int, pid: int, wanted: Collection[tuple[int, int]]
+) -> dict[tuple[int, int], int]:
+    """Descriptors of a process' files by inode, (st_dev, st_ino), as far as it has them open.
+
+    They are the caller's. Raises VmmGoneError and KernelError (EPERM without ptrace access).
+    """
+    try:
+        open_files = read_descriptors(pid, Path("/"))
+    except (OSError, ProcfsError) as error:
+        raise VmmGoneError(f"what pid {pid} has open can't be read: {error}") from error
+    numbers = {number for _, number in wanted}
+    likely = {fd for fd, number in open_files.inodes.items() if number in numbers}
+    found: dict[tuple[int, int], int] = {}
+    for number in sorted(likely.union(open_files.matching(GUEST_MEMFD))):
+        try:
+            fd = pidfd_getfd(pidfd, number)
+        except KernelError:
+            if found:
+                continue
+            raise
+        status = os.fstat(fd)
+        inode = status.st_dev, status.st_ino
+        if inode in wanted and inode not in found:
+            found[inode] = fd
+        else:
+            os.close(fd)
+    return found

@@ -234,10 +234,25 @@ def test_an_inline_spec_outlives_the_daemon(running: Daemon) -> None:
         caller.do("acquire", "guest-7", spec=inline("guest-7"))
         running.stop()
         with running.running():
-            assert running.describe("guest-7")["inline"] is True
-            assert not [link for link in memory_of(running) if "guest-7" in link], "nobody waits"
+            described = running.describe("guest-7")
+            assert described["inline"] is True
+            assert described["holder"]["pid"] == caller.pid
+            assert len([link for link in memory_of(running) if "guest-7" in link]) == 1
             with vmm(running) as another:
-                another.do("acquire", "guest-7")
+                assert refused(another, "acquire", "guest-7").name == "AlreadyOwned"
+
+
+def test_memory_that_no_vmm_has_ends_with_a_daemon_that_systemd_didnt_start(
+    running: Daemon,
+) -> None:
+    with vmm(running) as caller:
+        caller.do("acquire", "guest-7", spec=inline("guest-7"))
+        running.stop()
+    with running.running():
+        running.until(lambda: not running.describe("guest-7")["holder"])
+        assert not [link for link in memory_of(running) if "guest-7" in link], "nobody waits"
+        with vmm(running) as another:
+            another.do("acquire", "guest-7")
 
 
 def test_a_bad_inline_spec_leaves_nothing(running: Daemon) -> None:

@@ -154,7 +154,7 @@ def test_none_is_begun_of_what_is_about_to_be_given_back(run: Callable[..., list
     async def test(audited: Audited) -> None:
         asking = asyncio.create_task(audited.ask())
         await audited.begun()
-        audited.reconciler.release_soon(audited.vm)
+        audited.reconciler.possession.release_soon(audited.vm)
         assert audited.vm.task is not None
         await asyncio.wait({audited.vm.task})
         await asyncio.sleep(0.02)
