@@ -147,7 +147,7 @@ class Auditor:
         fleet = self._fleet
         fleet.sample_pages = wanted = self._sample_pages()
         before = vm.audit
-        self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.watch(vm, charged=True))
+        self._lifecycle.start(vm, Work.AUDIT, self._lifecycle.looks.watch(vm, charged=True))
         if vm.task is not None:
             await asyncio.wait([vm.task])
         audit = vm.audit

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from asyncvarlink.serviceerrors import InvalidParameter, PermissionDenied
 
 from gmemd.daemon.authority import may_pass_specs, usable
-from gmemd.daemon.lifecycle import layout_of
+from gmemd.daemon.looks import layout_of
 from gmemd.daemon.named import holder_of, payer_of
 from gmemd.daemon.taking import OfferedPiece
 from gmemd.daemon.varlink import errors

@@ -59,7 +59,7 @@ async def _audit(lifecycle: Lifecycle, vm: ManagedVm, asked: Asked) -> GmemdErro
     ended: list[GmemdError | None] = []
 
     async def audit() -> None:
-        ended.append(await lifecycle.audit(vm, asked))
+        ended.append(await lifecycle.looks.audit(vm, asked))
 
     task = lifecycle.start(vm, Work.AUDIT, audit())
     if task is None:

@@ -78,7 +78,7 @@ class Possession:
     async def _look_again(self, vm: ManagedVm) -> None:
         """See what a holder is once it has become it: launchers exec."""
         await asyncio.sleep(EXEC_SECONDS)
-        await self._lifecycle.look_at_holder(vm)
+        await self._lifecycle.looks.look_at_holder(vm)
         self._fleet.changed(vm)
 
     def _exited(self, vm: ManagedVm, holder: Holder) -> None:

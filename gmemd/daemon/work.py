@@ -21,8 +21,8 @@ from gmemd.audit.locating import locate_vm
 from gmemd.audit.vm import EVERY_PAGE, AuditedRegion, audit_vm
 from gmemd.audit.watching import Watch, watch_vm, with_verified
 from gmemd.daemon.scanning import Scanning
-from gmemd.errors import GmemdError
 from gmemd.daemon.store.recovery import recover
+from gmemd.errors import GmemdError
 from gmemd.host.reading import read_host
 from gmemd.memory.passed import MemoryFiles
 from gmemd.memory.received import place_received, prefault_acquired

@@ -119,7 +119,7 @@ def test_one_that_comes_is_found_before_others_are_due(fleet: Fleet, auditor: Au
             looked.append(vm.name)
             vm.audit_due = time.monotonic() + 60
 
-        auditor._lifecycle.watch = look  # type: ignore[method-assign]
+        auditor._lifecycle.looks.watch = look  # type: ignore[method-assign]
         going_on = asyncio.create_task(auditor.run())
         await asyncio.sleep(0.1)
         add(fleet, "new", 0)
