@@ -17,6 +17,7 @@ from gmemd.kernel.procfs.text import (
     parse_id_list,
     parse_number,
     read_id_list,
+    read_lines,
     read_number,
     read_text,
 )
@@ -70,7 +71,7 @@ def read_cpuset(root: Path = LIVE_ROOT) -> Cpuset:
     """Return gmemd's own effective cpuset, from /proc/self/status. Raises ProcfsError."""
     path = root / "proc/self/status"
     allowed: dict[str, frozenset[int]] = {}
-    for line in read_text(path).splitlines():
+    for line in read_lines(path):
         key, _, value = line.partition(":")
         if key in ("Mems_allowed_list", "Cpus_allowed_list"):
             allowed[key] = parse_id_list(value, str(path))

@@ -106,7 +106,9 @@ def _parse_piece(piece: str, *, noun: str, highest: int) -> tuple[bool, range]:
     first = int(found[2])
     last = first if found[3] is None else int(found[3])
     if last < first:
-        raise FieldError(f"the range {piece} runs backwards", hint=f"write {last}-{first}")
+        raise FieldError(
+            f"the range {printable(piece)} runs backwards", hint=f"write {last}-{first}"
+        )
     if last > highest:
         raise FieldError(f"{noun} {last} is out of range, which is 0 to {highest}")
     return bool(found[1]), range(first, last + 1)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from gmemd.kernel.procfs.text import ProcfsError, below, parse_id_list, read_id_list, read_text
+from gmemd.kernel.procfs.text import ProcfsError, below, parse_id_list, read_id_list, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,9 +17,13 @@ _UNIFIED = ""
 
 
 def read_cgroups(pid: int, root: Path) -> dict[str, str]:
-    """The process' cgroup by controller, ``""`` for the unified hierarchy. Raises ProcfsError."""
+    """The process' cgroup by controller, ``""`` for the unified hierarchy. Raises ProcfsError.
+
+    Whoever a cgroup was delegated to may name what is below as he likes, but for line feeds: to end
+    a line at anything else would let him write lines of his own, and be in any unit.
+    """
     found = {}
-    for line in read_text(below(root, f"proc/{pid}/cgroup")).splitlines():
+    for line in read_lines(below(root, f"proc/{pid}/cgroup")):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
@@ -65,7 +69,7 @@ def read_mems(pid: int, cgroups: Mapping[str, str], root: Path) -> frozenset[int
 def _mems_allowed(pid: int, root: Path) -> frozenset[int]:
     path = below(root, f"proc/{pid}/status")
     try:
-        for line in read_text(path).splitlines():
+        for line in read_lines(path):
             if line.startswith("Mems_allowed_list:"):
                 return parse_id_list(line.partition(":")[2], str(path))
     except ProcfsError:

@@ -22,7 +22,7 @@ VCPU = re.compile(r"(?:anon_inode:|/)\[?kvm-vcpu")
 GUEST_MEMFD = re.compile(r"(?:anon_inode:|/)\[kvm-gmem\]")
 USERFAULTFD = re.compile(r"(?:anon_inode:|/)\[userfaultfd\]")
 
-_INODE = re.compile(r"^ino:\s*(\d+)$", re.MULTILINE)
+_INODE = re.compile(r"^ino:\s*(\d{1,20})$", re.MULTILINE | re.ASCII)
 _USERFAULTFD_INFO = re.compile(r"^API:\t", re.MULTILINE)
 
 

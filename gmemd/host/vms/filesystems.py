@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gmemd.host.vms.model import PieceKind
 from gmemd.kernel.memfd import PAGE_SIZE, memfd_devices
-from gmemd.kernel.procfs.text import ProcfsError, read_text
+from gmemd.kernel.procfs.text import ProcfsError, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Device = tuple[int, int]
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_DEVICE = re.compile(r"(\d{1,9}):(\d{1,9})", re.ASCII)
+_PAGE_SIZE = re.compile(r"pagesize=(\d{1,9})([KMG])", re.ASCII)
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
 
@@ -59,27 +62,26 @@ def read_mounts(path: Path) -> dict[Device, int]:
     """
     found = {}
     try:
-        text = read_text(path)
+        lines = read_lines(path)
     except ProcfsError:
         return {}
-    for line in text.splitlines():
+    for line in lines:
         fields, _, rest = line.partition(" - ")
         words = rest.split()
-        device = fields.split()[2] if len(fields.split()) > 2 else ""  # noqa: PLR2004  its place
-        major, _, minor = device.partition(":")
-        if not words or not (major.isdigit() and minor.isdigit()):
+        device = _DEVICE.fullmatch("".join(fields.split()[2:3]))
+        if not words or device is None:
             continue
         if words[0] == "hugetlbfs":
-            found[int(major), int(minor)] = _page_size_of(words[-1])
+            found[int(device[1]), int(device[2])] = _page_size_of(words[-1])
         elif words[0] in _IN_MEMORY:
-            found[int(major), int(minor)] = PAGE_SIZE
+            found[int(device[1]), int(device[2])] = PAGE_SIZE
     return found
 
 
 def _page_size_of(options: str) -> int:
     """``pagesize=2M`` of a hugetlbfs; the base page's where it isn't told."""
     for option in options.split(","):
-        key, _, value = option.partition("=")
-        if key == "pagesize" and value[:-1].isdigit() and value[-1] in _UNITS:
-            return int(value[:-1]) * _UNITS[value[-1]]
+        size = _PAGE_SIZE.fullmatch(option)
+        if size is not None:
+            return int(size[1]) * _UNITS[size[2]]
     return PAGE_SIZE

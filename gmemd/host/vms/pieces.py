@@ -11,7 +11,7 @@ from gmemd.host.vms.filesystems import read_mounts
 from gmemd.host.vms.model import Piece, PieceKind
 from gmemd.kernel.memfd import PAGE_SIZE
 from gmemd.kernel.procfs.maps import parse_maps
-from gmemd.kernel.procfs.text import below, read_text
+from gmemd.kernel.procfs.text import ProcfsError, below, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,14 +56,15 @@ def read_pieces(
 def maps_a_vcpu(pid: int, root: Path) -> bool:
     """Whether the process has a vCPU's run area mapped, so that it runs a KVM VM."""
     return "kvm-vcpu" in (text := read_text(below(root, f"proc/{pid}/maps"))) and any(
-        VCPU.match(line.split(maxsplit=5)[-1]) for line in text.splitlines() if "kvm-vcpu" in line
+        VCPU.match(line.split(maxsplit=5)[-1]) for line in text.split("\n") if "kvm-vcpu" in line
     )
 
 
 def large_mappings(pid: int, root: Path, least_bytes: int) -> tuple[str, ...]:
     """The lines of /proc/PID/maps of what may be guest memory, from a size on.
 
-    Two looks that give the same lines saw the same memory at the same addresses.
+    Two looks that give the same lines saw the same memory at the same addresses. Raises
+    ProcfsError.
     """
     lines = _large_lines(read_text(below(root, f"proc/{pid}/maps")), least_bytes)
     return tuple(line for line in lines if " rw-" in line and not line.endswith("]"))
@@ -75,7 +76,11 @@ def _large_lines(text: str, least_bytes: int = LEAST_BYTES) -> Iterator[str]:
         dash, space = line.find("-"), line.find(" ")
         if not 0 < dash < space:
             continue
-        if int(line[dash + 1 : space], 16) - int(line[:dash], 16) >= least_bytes:
+        try:
+            size_bytes = int(line[dash + 1 : space], 16) - int(line[:dash], 16)
+        except ValueError:
+            raise ProcfsError("maps", f"{line[:60]!r} is no mapping") from None
+        if size_bytes >= least_bytes:
             yield line
 
 

@@ -20,7 +20,7 @@ def parse_meminfo(text: str, path: str = "meminfo") -> Mapping[str, int]:
     Raises ProcfsError where MemTotal or MemFree is missing or a line isn't understood.
     """
     found: dict[str, int] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if not line.strip():
             continue
         match = _LINE.match(line)

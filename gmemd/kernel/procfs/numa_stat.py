@@ -62,7 +62,7 @@ def hugetlb_size_name(page_size: int) -> str:
 def _lines(text: str, path: str) -> list[tuple[str, int | None, dict[int, int]]]:
     """Per line: the counter's name, its v1 total if there is one, and counts per node."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         words = line.split()
         if not words:
             continue

@@ -30,10 +30,19 @@ class ProcfsError(GmemdError):
     exit_code = Exit.HOST
 
     def __init__(self, path: str, why: str, *, error: int = 0, hint: str | None = None) -> None:
-        super().__init__(f"{path}: {why}", hint=hint)
+        super().__init__(_printable(f"{path}: {why}"), hint=hint)
         self.path = path
         self.why = why
         self.errno = error
+
+
+def _printable(text: str) -> str:
+    """Escape what isn't printable: names of cgroups and files are anybody's."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def below(root: Path, name: str) -> str:
@@ -52,6 +61,8 @@ def read_text(path: Path | str) -> str:
         finally:
             os.close(fd)
         return b"".join(parts).decode("utf-8", "surrogateescape")
+    except ValueError as error:  # of a NUL, in the path of a cgroup
+        raise ProcfsError(str(path), "no file has such a name", error=errno.EINVAL) from error
     except OSError as error:
         number = error.errno or 0
         name = errno.errorcode.get(number, "?")
@@ -61,6 +72,14 @@ def read_text(path: Path | str) -> str:
             error=number,
             hint=_remedy(number),
         ) from error
+
+
+def read_lines(path: Path | str) -> list[str]:
+    """Return the file's lines; they end at line feeds alone, as names hold all else.
+
+    Raises ProcfsError with the system's errno.
+    """
+    return read_text(path).removesuffix("\n").split("\n")
 
 
 def _remedy(number: int) -> str | None:

@@ -71,7 +71,8 @@ def _sections(text: str) -> list[str]:
 def _parse_zone(section: str, path: str) -> Zone:
     header = _HEADER.match(section)
     if header is None:
-        raise ProcfsError(path, f"{section.splitlines()[0][:60]!r} is no zone's heading")
+        line, _, _ = section.partition("\n")
+        raise ProcfsError(path, f"{line[:60]!r} is no zone's heading")
     node, name = int(header[1]), header[2]
     # The node-wide statistics come before "pages free", the per-CPU pagesets after the counters.
     start = section.find("\n  pages free")
@@ -81,7 +82,7 @@ def _parse_zone(section: str, path: str) -> Zone:
     body = section[start : end if end >= 0 else len(section)]
     protection: tuple[int, ...] | None = None
     counters: dict[str, int] = {}
-    for line in body.splitlines():
+    for line in body.split("\n"):
         counter = _LINE.match(line)
         if counter is not None:
             counters.setdefault(counter[1], int(counter[2]))

@@ -106,3 +106,9 @@ def test_vcpus_are_sorted() -> None:
 
 def test_no_nodes_is_no_text() -> None:
     assert format_nodeset(()) == ""
+
+
+def test_what_is_refused_is_told_in_one_line() -> None:
+    with pytest.raises(FieldError) as caught:
+        parse_nodeset("8\n-3")
+    assert caught.value.message == "the range 8\\n-3 runs backwards"

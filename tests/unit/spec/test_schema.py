@@ -24,6 +24,7 @@ ONLY_CHECK_TELLS = {
     "distance-to-itself",
     "distance-to-nowhere",
     "distance-too-near",
+    "escaped-nul",
     "huge-size",
     "id-twice",
     "local-with-nodes",

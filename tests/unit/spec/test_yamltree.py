@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gmemd.spec import yamltree
 from gmemd.spec.loading import parse_spec
 from gmemd.spec.problems import SpecError, printable
 from gmemd.spec.yamltree import DEEPEST_NESTING, MOST_NODES, read_document
@@ -122,3 +124,53 @@ def test_printable_escapes_and_shortens() -> None:
     assert printable("a\x1b[31m\n") == "a\\x1b[31m\\n"
     assert len(printable("x" * 1000)) == 61
     assert printable("x" * 1000, longest=None) == "x" * 1000
+
+
+@pytest.fixture(params=["CSafeLoader", "SafeLoader"])
+def _loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML with and without libyaml."""
+    monkeypatch.setattr(yamltree, "LOADER", getattr(yaml, request.param))
+
+
+@pytest.mark.usefixtures("_loader")
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"%YAML {'1' * 5000}.1\n--- a\n",
+        f"%YAML 1.{'1' * 5000}\n--- a\n",
+        'a: "\\UFFFFFFFF"\n',
+        'a: "\\U00110000"\n',
+        "[" * 5000 + "`",
+        "a: '",
+    ],
+)
+def test_what_yaml_stumbles_on_is_told(text: str) -> None:
+    (message,) = messages(text)
+    assert "is not YAML" in message or "nests deeper" in message
+    assert message.isprintable()
+
+
+@pytest.mark.usefixtures("_loader")
+@pytest.mark.parametrize(
+    ("escape", "code"),
+    [("\\0", "0000"), ("\\e[31m", "001B"), ("\\x7f", "007F"), ("\\ufeff", "FEFF")],
+)
+def test_an_escape_is_no_way_to_what_is_no_text(escape: str, code: str) -> None:
+    (message,) = messages(f'a: ["x", "b{escape}"]\n')
+    assert message.startswith(f"f:1:10: a[1]: spells the control character U+{code}")
+
+
+@pytest.mark.usefixtures("_loader")
+def test_no_loader_reads_a_spec_otherwise() -> None:
+    document = read_document(EXAMPLE.encode(), "f")
+    assert document.problems == []
+    assert isinstance(document.tree, dict)
+    assert document.tree["vm"] == "regions"
+    last = document.tree["guest_nodes"]
+    assert isinstance(last, list)
+    place = document.place_of(("guest_nodes", len(last) - 1, "id"))
+    assert document.lines[place.line - 1][place.column - 1 :].startswith(str(len(last) - 1))
+
+
+def test_a_byte_order_mark_amid_the_text_is_told() -> None:
+    assert messages("a: \ufeffb\n") == ["f:1:4: holds the control character U+FEFF"]

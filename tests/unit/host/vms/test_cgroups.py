@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gmemd.daemon.varlink.peer import trusted_unit
 from gmemd.host.vms.cgroups import main_cgroup, read_cgroups, read_mems, unit_of
 
 if TYPE_CHECKING:
@@ -64,3 +65,17 @@ def test_what_the_kernel_tells_of_the_process_otherwise(tree: ProcTree, cgroup: 
 def test_nothing_where_nothing_tells(tree: ProcTree) -> None:
     (tree.add(1, ["a"]) / "status").unlink()
     assert read_mems(1, {}, tree.root) == frozenset()
+
+
+@pytest.mark.parametrize("char", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_nobody_gets_into_another_unit_by_a_cgroup_s_name(tree: ProcTree, char: str) -> None:
+    """Whoever a cgroup is delegated to may name those below it so; only a line feed is refused."""
+    own = f"/user.slice/user@1000.service/a{char}0::/system.slice/db.service"
+    tree.add(1, ["a"], cgroup=f"0::{own}\n")
+    assert read_cgroups(1, tree.root) == {"": own}
+    assert trusted_unit(main_cgroup(read_cgroups(1, tree.root))) == "user@1000.service"
+
+
+def test_a_cgroup_whose_name_no_file_can_have(tree: ProcTree) -> None:
+    tree.add(1, ["a"], cgroup="0::/a\0b\n", mems="2")
+    assert read_mems(1, read_cgroups(1, tree.root), tree.root) == {2}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from gmemd.host.vms.descriptors import read_descriptors
 from gmemd.host.vms.filesystems import Filesystems, read_mounts
 from gmemd.host.vms.model import Piece, PieceKind
-from gmemd.host.vms.pieces import maps_a_vcpu, read_pieces
+from gmemd.host.vms.pieces import large_mappings, maps_a_vcpu, read_pieces
+from gmemd.kernel.procfs.text import ProcfsError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,3 +118,34 @@ def test_mounts_that_are_memory(tmp_path: Path) -> None:
     )
     assert read_mounts(path) == {(0, 6): 4096, (0, 23): 4096, (0, 40): 1 << 30}
     assert read_mounts(tmp_path / "missing") == {}
+
+
+def test_devices_and_sizes_that_are_no_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "mountinfo"
+    path.write_text(
+        f"25 24 0:² /a rw - tmpfs tmpfs rw\n26 24 0:{'9' * 5000} /a rw - tmpfs tmpfs rw\n"
+        "27 24 0:40 / /a rw - hugetlbfs hugetlbfs rw,pagesize=²M\n"
+        f"28 24 0:41 / /a rw - hugetlbfs hugetlbfs rw,pagesize={'9' * 5000}M\n"
+    )
+    assert read_mounts(path) == {(0, 40): 4096, (0, 41): 4096}
+
+
+def test_a_mount_s_name_adds_no_other_mount(tmp_path: Path) -> None:
+    path = tmp_path / "mountinfo"
+    path.write_text("25 24 0:23 / /a\x0c9 9 0:99 / / rw - tmpfs - - ext4 /dev/a rw\n")
+    assert (0, 99) not in read_mounts(path)
+
+
+def test_damaged_mappings_are_a_typed_error(tree: ProcTree) -> None:
+    tree.add(7, ["vmm"], maps="7f0000000000-7f00g rw-s 00000000 00:28 77  /a\n")
+    descriptors = read_descriptors(7, tree.root)
+    with pytest.raises(ProcfsError, match="is no mapping"):
+        read_pieces(7, descriptors, FILESYSTEMS, tree.root)
+    with pytest.raises(ProcfsError, match="is no mapping"):
+        large_mappings(7, tree.root, MIB)
+
+
+def test_an_inode_s_number_that_is_none(tree: ProcTree) -> None:
+    folder = tree.add(7, ["vmm"], fds={9: "/memfd:ram"})
+    (folder / "fdinfo/9").write_text(f"ino:\t{'9' * 5000}\n")
+    assert read_descriptors(7, tree.root).inodes == {9: 0}

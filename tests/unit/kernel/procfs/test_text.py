@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmemd.kernel.procfs.text import ProcfsError, parse_id_list, parse_number, read_text
+from gmemd.kernel.procfs.text import ProcfsError, parse_id_list, parse_number, read_lines, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,3 +49,21 @@ def test_an_unreadable_file_keeps_its_errno(tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_are_no_crash(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"\xff\xfe0")
     assert read_text(tmp_path / "f").endswith("0")
+
+
+def test_a_name_that_no_file_can_have_is_a_typed_error() -> None:
+    with pytest.raises(ProcfsError) as caught:
+        read_text("/a\0b")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"a\x0cb\rc\xc2\x85d\ne\n")
+    assert read_lines(path) == ["a\x0cb\rc\x85d", "e"]
+
+
+def test_what_a_name_holds_does_nothing_to_a_terminal() -> None:
+    error = ProcfsError("/a\x1b[31m", "no\u202e \udcff")
+    assert str(error) == "/a\\x1b[31m: no\\u202e \\udcff"
+    assert error.path == "/a\x1b[31m"
