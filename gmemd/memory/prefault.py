@@ -29,6 +29,7 @@ _NOT_DELEGATED = (
     "gmemd may only move its helpers into cgroups that are delegated to its user; where gmemd "
     "isn't root, the cgroup that both share counts too"
 )
+_VANISHED = "it was removed meanwhile: name one that is there whenever the VM's memory is made"
 _NOT_THE_OPENERS = (
     "who opened its cgroup.procs may not move gmemd's helpers there: only root may from outside"
 )
@@ -99,7 +100,7 @@ def prefault(
     started; whatever happens to the helper is a result.
     """
     kills_before = _count("oom_kill", Path("/proc/vmstat"))
-    limits_met_before = _limits_met(job.cgroup)
+    limits_met_before = _limits_met(_payer(job))
     fds = [job.fd] if job.cgroup_fd is None else [job.fd, job.cgroup_fd]
     ended: dict[str, Any]
     with child.Child("gmemd.memory.prefault_child", fds=fds) as helper:
@@ -133,16 +134,20 @@ def prefault(
 
 
 def _range(job: PrefaultJob) -> Range:
-    payer = job.cgroup or cgroup.own_cgroup()
     return Range(
         fd=job.fd,
         offset=job.offset,
         length=job.length,
         page_size=job.page_size,
         guard=job.guard,
-        payer=payer,
+        payer=_payer(job),
         n_threads=job.n_threads,
     )
+
+
+def _payer(job: PrefaultJob) -> Path | None:
+    """The directory of the cgroup that pays; None where it isn't known."""
+    return job.cgroup or cgroup.own_cgroup()
 
 
 def _settings(job: PrefaultJob) -> str:
@@ -166,8 +171,8 @@ def _ended_early(
     job: PrefaultJob, code: int, said: str, kills_before: int, limits_met_before: int
 ) -> dict[str, Any]:
     """The helper is gone, with this return code."""
-    if code == -signal.SIGKILL and _limits_met(job.cgroup) > limits_met_before:
-        return {"outcome": PrefaultOutcome.CGROUP_FULL, "detail": str(job.cgroup)}
+    if code == -signal.SIGKILL and _limits_met(_payer(job)) > limits_met_before:
+        return {"outcome": PrefaultOutcome.CGROUP_FULL, "detail": str(_payer(job))}
     if code == -signal.SIGKILL and _count("oom_kill", Path("/proc/vmstat")) > kills_before:
         return {"outcome": PrefaultOutcome.OOM_KILLED} | _full_node(job)
     if code < 0:
@@ -190,6 +195,8 @@ def _step_error(job: PrefaultJob, error: StepError) -> KernelError:
         case "cgroup":
             call, what = "write", f"joining cgroup {job.cgroup}"
             hint = _NOT_DELEGATED if job.cgroup_fd is None else _NOT_THE_OPENERS
+            if error.errno in {errno.ENOENT, errno.ENODEV}:
+                hint = _VANISHED
         case "pin":
             call, what, hint = "sched_setaffinity", f"pinning to CPUs {sorted(job.any_cpus)}", None
         case _:
@@ -205,11 +212,10 @@ def _is_pool_empty(error: KernelError, page_size: int) -> bool:
 def _stopped(job: PrefaultJob, payers_room: int | None) -> dict[str, Any]:
     """No room was left: in the cgroup that pays, or on a node."""
     if payers_room is not None and payers_room < job.page_size:
-        payer = job.cgroup or cgroup.own_cgroup()
         return {
             "outcome": PrefaultOutcome.CGROUP_FULL,
             "available_bytes": payers_room,
-            "detail": str(payer),
+            "detail": str(_payer(job)),
         }
     if job.guard is None:
         return {"outcome": PrefaultOutcome.FAILED, "detail": "it ended before all was allocated"}
