@@ -1,4 +1,4 @@
-"""``gmemd check``: validate VM specs and the configuration, and show each problem in its line."""
+"""``gmemd check``: validate VM specs and configuration files, and show each problem in its line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 HELP = (
     "Validate VM specs (files, or directories of them; - is stdin) and show every problem with its "
-    "line. Without a path: the installed configuration and all its VM specs, whose host nodes "
-    "are then compared with this host's. Exits 2 for a problem, 3 if only the host can't."
+    "line. Without a path: the installed configuration, the web.yaml that it names, and all its VM "
+    "specs, whose host nodes are then compared with this host's. Exits 2 for a problem, 3 if only "
+    "the host can't."
 )
 
 _JSON_VERSION = 1
 _EXCERPT_WIDTH = 96
-_CONFIG_STEM = "gmemd"
+_CONFIG_STEM, _WEB_STEM = "gmemd", "web"
 
 
 @dataclass(slots=True)
@@ -38,9 +39,11 @@ class _Findings:
     n_files: int = 0
     specs: list[VmSpec] = field(default_factory=list)
     configs: list[str] = field(default_factory=list)
+    webs: list[tuple[str, str]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     shadowed: list[tuple[Path, Path]] = field(default_factory=list)
     impossible: list[tuple[VmSpec, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -57,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="a VM spec, a directory of them, a gmemd.yaml, or - for a VM spec on stdin",
+        help="a VM spec, a directory of them, gmemd.yaml, web.yaml, or - for a VM spec on stdin",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="check this configuration")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -107,6 +110,8 @@ def _check_installed(found: _Findings, config_path: Path | None) -> None:
         found.problems += error.problems
         found.n_files += 1
         found.notes.append("the configuration is bad: the default directories were checked")
+    if config.metrics.web_config is not None:
+        _check_web(found, config.metrics.web_config)
     _attempt(found, lambda: _check_directories(found, config.vms_directories))
     _compare_with_host(found)
 
@@ -114,9 +119,27 @@ def _check_installed(found: _Findings, config_path: Path | None) -> None:
 def _check_config(found: _Findings, path: Path) -> None:
     from gmemd.spec.config import load_config  # noqa: PLC0415  as above
 
+    webs: list[Path] = []
+
     def check() -> None:
-        load_config(path)
+        config = load_config(path)
         found.configs.append(str(path))
+        if config.metrics.web_config is not None:
+            webs.append(config.metrics.web_config)
+
+    found.n_files += 1
+    _attempt(found, check)
+    for web in webs:
+        _check_web(found, web)
+
+
+def _check_web(found: _Findings, path: Path) -> None:
+    from gmemd.cli.check_web import check_web  # noqa: PLC0415  as above
+
+    def check() -> None:
+        words, warnings = check_web(path)
+        found.webs.append((str(path), words))
+        found.warnings += warnings
 
     found.n_files += 1
     _attempt(found, check)
@@ -135,24 +158,35 @@ def _check_path(found: _Findings, path: str) -> None:
 
     if Path(path).is_dir():
         _attempt(found, lambda: _check_directories(found, [Path(path)]))
-    elif Path(path).stem == _CONFIG_STEM and _is_config(Path(path)):
+        return
+    kind = _kind(path)
+    if kind == _CONFIG_STEM:
         _check_config(found, Path(path))
+    elif kind == _WEB_STEM:
+        _check_web(found, Path(path))
     else:
         found.n_files += 1
         _attempt(found, check)
 
 
-def _is_config(path: Path) -> bool:
-    """Whether a file named gmemd.yaml is the configuration, and not a VM of that name."""
+def _kind(path: str) -> str:
+    """What a file is: gmemd or web by its name, unless it is a VM of that name; web by its keys."""
     from gmemd.spec.loading import read_file  # noqa: PLC0415  as above
     from gmemd.spec.problems import SpecError  # noqa: PLC0415  as above
+    from gmemd.spec.web import WebConfig  # noqa: PLC0415  as above
     from gmemd.spec.yamltree import read_document  # noqa: PLC0415  as above
 
+    if path == "-":
+        return ""
+    stem = Path(path).stem
     try:
-        tree = read_document(read_file(path), str(path)).tree
+        tree = read_document(read_file(Path(path)), path).tree
     except SpecError:
-        return True
-    return not (isinstance(tree, dict) and tree.keys() & {"vm", "guest_nodes", "source"})
+        return stem
+    keys = tree.keys() if isinstance(tree, dict) else set()
+    if keys & {"vm", "guest_nodes", "source"}:
+        return ""
+    return _WEB_STEM if keys & WebConfig.model_fields.keys() else stem
 
 
 def _check_directories(found: _Findings, directories: Sequence[Path]) -> None:
@@ -194,8 +228,12 @@ def _show(found: _Findings, out: Console) -> None:
         _line(out, f"{spec.path}: not on this host: {message}", "red")
     for config in found.configs:
         _line(out, f"{config}: valid configuration", "green")
+    for web, words in found.webs:
+        _line(out, f"{web}: valid web configuration: {words}", "green")
     for spec in found.specs:
         _show_spec(spec, out)
+    for warning in found.warnings:
+        _line(out, f"warning: {warning}", "yellow")
     for note in found.notes:
         _line(out, f"note: {note}", "dim")
     _line(out, _summary(found), "bold")
@@ -289,6 +327,7 @@ def _to_json(found: _Findings) -> dict[str, Any]:
         "valid": not found.problems,
         "files": found.n_files,
         "configs": found.configs,
+        "web_configs": [path for path, _ in found.webs],
         "vms": [
             {
                 "vm": spec.vm,
@@ -304,5 +343,6 @@ def _to_json(found: _Findings) -> dict[str, Any]:
             {"vm": spec.vm, "file": spec.path, "message": message}
             for spec, message in found.impossible
         ],
+        "warnings": found.warnings,
         "notes": found.notes,
     }

@@ -60,5 +60,6 @@ def config_notes(old: DaemonConfig, new: DaemonConfig) -> list[str]:
         "socket": old.socket != new.socket,
         "state_directory": old.state_directory != new.state_directory,
         "metrics: listen": old.metrics.listen != new.metrics.listen,
+        "metrics: web_config": old.metrics.web_config != new.metrics.web_config,
     }
     return [f"{key} changed: restart gmemd for it" for key, differs in changed.items() if differs]

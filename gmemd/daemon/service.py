@@ -18,6 +18,7 @@ from gmemd.daemon.desk import Desk
 from gmemd.daemon.fleet import Fleet
 from gmemd.daemon.handing import Handing
 from gmemd.daemon.lifecycle import Lifecycle
+from gmemd.daemon.metrics import metrics_server
 from gmemd.daemon.notify import Notifier, missing_extra, watchdog_seconds
 from gmemd.daemon.observer import Observer
 from gmemd.daemon.passed import Passed, passed_fds, sort_passed
@@ -36,7 +37,6 @@ from gmemd.daemon.varlink.errors import ReloadFailed
 from gmemd.daemon.varlink.server import Server
 from gmemd.daemon.watched import wanted
 from gmemd.daemon.work import Workers
-from gmemd.export.http import MetricsServer
 from gmemd.export.instruments import Counters
 from gmemd.plan.admission import Reserve
 from gmemd.spec.config import DaemonConfig, load_config
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from gmemd.daemon.varlink.interface import ReloadResult
     from gmemd.daemon.varlink.listener import Listener
     from gmemd.daemon.varlink.peer import Peer
+    from gmemd.export.http import MetricsServer
     from gmemd.export.snapshot import Snapshot
     from gmemd.spec.model import VmSpec
     from gmemd.spec.problems import Problem
@@ -154,8 +155,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
-        with MetricsServer(
-            self._config.metrics.listen, lambda: self.snapshot, self._counters
+        with metrics_server(
+            self._config, self._passed.metrics, lambda: self.snapshot, self._counters
         ) as metrics:
             server = Server(listener.socket.dup(), protocol_factory(self._desk), self._may_send_fds)
             try:

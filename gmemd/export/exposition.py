@@ -15,7 +15,7 @@ from gmemd.export.metrics import GmemdCollector, ObservationCollector
 from gmemd.export.vm_metrics import FAMILIES, lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from prometheus_client import Metric
 
@@ -31,14 +31,15 @@ _DOTS = re.compile(r";\s*escaping=dots\b")
 class Exposition:
     """Renders snapshots, for any number of threads; those that want the same one share the work.
 
-    With ``counters`` it is a daemon's, else that of one look at the running VMs.
+    With ``counters`` it is a daemon's, else that of one look at the running VMs. ``others`` are
+    rendered besides.
     """
 
-    def __init__(self, counters: Counters | None = None) -> None:
+    def __init__(self, counters: Counters | None = None, others: Iterable[Collector] = ()) -> None:
         self._counters = counters
-        self._process: list[Collector] = []
+        self._process: list[Collector] = [*others]
         if counters is not None:
-            self._process = [ProcessCollector(registry=None), PlatformCollector(registry=None)]
+            self._process += [ProcessCollector(registry=None), PlatformCollector(registry=None)]
             self._process.append(GCCollector(registry=CollectorRegistry()))
         self._lock = Lock()
         self._lines: dict[str, tuple[VmStatus, tuple[str, ...]]] = {}

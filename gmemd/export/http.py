@@ -2,34 +2,39 @@
 
 Each listen address has one accepting thread; requests of all addresses share a bounded number of
 handler threads. A client that takes longer than its deadline is cut off, however busily it drips.
+With a web.yaml it is a server of HTTPS, with passwords: handshakes are the handlers' work, too.
 """
 
 from __future__ import annotations
 
-import errno
 import gzip
 import logging
 import socket
+import ssl
 import sys
 import time
 from http.server import BaseHTTPRequestHandler
 from selectors import EVENT_READ, DefaultSelector
-from socketserver import TCPServer
+from socketserver import BaseServer, TCPServer
 from threading import BoundedSemaphore, Lock, Thread
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import parse_qs, urlsplit
 
 from prometheus_client.exposition import gzip_accepted
 
-from gmemd.errors import Exit, GmemdError
 from gmemd.export.exposition import Exposition
+from gmemd.export.gate import Gate
+from gmemd.export.listening import bound, listen_at
 from gmemd.export.page import render_page
+from gmemd.export.protection import Protection
+from gmemd.export.tls import say_goodbye, shake_hands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from gmemd.export.instruments import Counters
     from gmemd.export.snapshot import Snapshot
+    from gmemd.export.web import Web
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +49,9 @@ _JOIN_SECONDS = 5.0
 GZIP_LEVEL = 1
 """The quickest; such text shrinks to a twentieth of its size with any."""
 
-_MAX_PORT = 65535
-
 _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+_OPEN = Protection()
+_PLAIN = "text/plain; charset=utf-8"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
     "X-Content-Type-Options": "nosniff",
@@ -55,30 +60,31 @@ _HEADERS = {
 }
 
 
-class ListenError(GmemdError):
-    """A listen address that can't be had or can't be read."""
-
-    exit_code = Exit.HOST
-
-
 class MetricsServer:
-    """Serves the metrics and the page on every one of ``listen`` (``HOST:PORT``, ``[V6]:PORT``).
+    """Serves the metrics and the page at every one of ``listen``.
 
-    The addresses are bound when it is made, so that a busy one is found out at once: ListenError.
+    These are addresses (``HOST:PORT``, ``[V6]:PORT``), or sockets that listen already, which are
+    its own from then on. The addresses are bound when it is made, so that a busy one is found out
+    at once: ListenError. ``web`` says what protects them; without it nothing does.
     Use it as a context manager, or call start() and stop(); stop() returns when nothing runs.
     """
 
     def __init__(
-        self, listen: Sequence[str], get_snapshot: Callable[[], Snapshot], counters: Counters
+        self,
+        listen: Sequence[str | socket.socket],
+        get_snapshot: Callable[[], Snapshot],
+        counters: Counters,
+        web: Web | None = None,
     ) -> None:
-        pages = _Pages(get_snapshot, counters)
+        pages = _Pages(get_snapshot, counters, web)
         slots = BoundedSemaphore(MAX_REQUESTS)
-        self._servers: list[_Server] = []
         self._threads: list[Thread] = []
+        listening = [one for one in listen if isinstance(one, socket.socket)]
+        listening += listen_at(one for one in listen if isinstance(one, str))
+        self._servers: list[_Server] = []
         try:
-            for address in listen:
-                for family, sockaddr in _resolve(address):
-                    self._servers.append(_Server(address, family, sockaddr, pages, slots))
+            for one in listening:
+                self._servers.append(_Server(one, pages, slots))
         except BaseException:
             self._close()
             raise
@@ -121,43 +127,20 @@ class MetricsServer:
             server.server_close()
 
 
-def parse_listen(address: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``[V6]:PORT``; an empty host means every address."""
-    host, colon, port = address.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT:
-        raise ListenError(
-            f"metrics listen address {address!r}: no port", hint="write HOST:PORT or [IPV6]:PORT"
-        )
-    if ":" in host and not bracketed:
-        raise ListenError(
-            f"metrics listen address {address!r}: an IPv6 address without brackets",
-            hint=f"write [{host}]:{port}",
-        )
-    return (host[1:-1] if bracketed else host), int(port)
-
-
-def _resolve(address: str) -> Iterator[tuple[socket.AddressFamily, Any]]:
-    host, port = parse_listen(address)
-    try:
-        found = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except socket.gaierror as error:
-        raise ListenError(
-            f"metrics listen address {address!r}: {error.strerror}",
-            hint="name an address of this machine",
-        ) from error
-    for family, _kind, _protocol, _name, sockaddr in found:
-        yield family, sockaddr
-
-
 class _Pages:
-    """What is served: the metrics, and the page."""
+    """What is served, the metrics and the page, and to whom."""
 
-    def __init__(self, get_snapshot: Callable[[], Snapshot], counters: Counters) -> None:
+    def __init__(
+        self, get_snapshot: Callable[[], Snapshot], counters: Counters, web: Web | None
+    ) -> None:
         self._get_snapshot = get_snapshot
-        self._exposition = Exposition(counters)
+        self._exposition = Exposition(counters, () if web is None else (web,))
+        self._web = web
+        self.gate = Gate()
+
+    def protection(self) -> Protection:
+        """What protects a connection that comes in now."""
+        return self._web.protection() if self._web is not None else _OPEN
 
     def page(self) -> bytes:
         """The page at `/`."""
@@ -181,6 +164,16 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = READ_TIMEOUT_SECONDS
 
+    def __init__(
+        self, request: Any, client_address: Any, server: _Server, protection: Protection
+    ) -> None:
+        self._protection = protection
+        super().__init__(request, client_address, server)
+
+    def address_string(self) -> str:
+        """Where the request comes from; nothing that tells clients at a path apart."""
+        return str(self.client_address[0]) if self.client_address else "a local client"
+
     def do_GET(self) -> None:
         """Answer with headers and body."""
         self._answer(body=True)
@@ -195,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
         known = {501: (405, "only GET and HEAD are served")}
         status, text = known.get(code, (code, message or "bad request"))
         headers = {"Allow": "GET, HEAD"} if status == known[501][0] else {}
-        self._send(status, "text/plain; charset=utf-8", f"{text}\n".encode(), headers)
+        self._send(status, _PLAIN, f"{text}\n".encode(), headers)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Requests are of interest only when debugging."""
@@ -204,6 +197,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         pages = cast("_Server", self.server).pages
         target = urlsplit(self.path)
+        authorization = self.headers.get("Authorization", "")
+        refusal = pages.gate.refusal(self._protection, authorization, self.address_string())
+        if refusal is not None:
+            text = f"{refusal.text}\n".encode()
+            self._send(refusal.code, _PLAIN, text, dict([refusal.header]), body=body)
+            return
         try:
             if target.path == "/metrics":
                 accept = ",".join(self.headers.get_all("Accept", []))
@@ -215,18 +214,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(200, "text/html; charset=utf-8", pages.page(), {}, body=body)
             else:
                 text = b"not found; metrics are at /metrics\n"
-                self._send(404, "text/plain; charset=utf-8", text, {}, body=body)
+                self._send(404, _PLAIN, text, {}, body=body)
         except OSError:
             raise
         except Exception:
             log.exception("could not render %s", target.path)
-            self._send(500, "text/plain; charset=utf-8", b"internal error\n", {}, body=body)
+            self._send(500, _PLAIN, b"internal error\n", {}, body=body)
 
     def _send(
         self, code: int, kind: str, content: bytes, headers: dict[str, str], *, body: bool = True
     ) -> None:
         self.send_response(code)
-        for name, value in (_HEADERS | headers).items():
+        for name, value in (_HEADERS | dict(self._protection.headers) | headers).items():
             self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
@@ -238,28 +237,18 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(TCPServer):
     """One listening socket, and the connections that came in by it."""
 
-    allow_reuse_address = True
-    request_queue_size = 64
-
-    def __init__(
-        self,
-        address: str,
-        family: socket.AddressFamily,
-        sockaddr: Any,
-        pages: _Pages,
-        slots: BoundedSemaphore,
-    ) -> None:
-        self.address_family = family
+    def __init__(self, listening: socket.socket, pages: _Pages, slots: BoundedSemaphore) -> None:
+        # TCPServer's own would make a socket, of a family that may be forbidden.
+        BaseServer.__init__(self, listening.getsockname(), cast("Any", _Handler))
+        listening.setblocking(False)
+        self.socket = listening
+        self.bound = bound(listening)
         self.pages = pages
         self._slots = slots
         self._lock = Lock()
         self._end, self._ended = socket.socketpair()
         self._deadlines: dict[socket.socket, float] = {}
         self._handlers: set[Thread] = set()
-        try:
-            super().__init__(sockaddr, _Handler)
-        except OSError as error:
-            raise _listen_error(address, error) from error
 
     def serve(self) -> None:
         """Answer until the end is told; nothing wakes this thread while nobody asks."""
@@ -278,19 +267,6 @@ class _Server(TCPServer):
     def end(self) -> None:
         """Have serve() return."""
         self._end.send(b"\0")
-
-    @property
-    def bound(self) -> str:
-        """The address it really listens on."""
-        host, port = self.server_address[:2]
-        host = str(host)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    def server_bind(self) -> None:
-        """Bind; an IPv6 socket takes IPv6 only, so that both families can be listed."""
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        super().server_bind()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; whoever couldn't be is still there, and is tried again later."""
@@ -336,22 +312,40 @@ class _Server(TCPServer):
             thread.join(_JOIN_SECONDS)
 
     def _handle(self, request: Any, client_address: Any) -> None:
+        connection = request
         try:
-            self.finish_request(request, client_address)
+            protection = self.pages.protection()
+            if protection.context is not None:
+                connection = self._wrapped(request, protection.context)
+                shake_hands(connection, protection.allowed_sans, READ_TIMEOUT_SECONDS)
+            _Handler(connection, client_address, self, protection)
         except Exception:  # noqa: BLE001  whatever a client brings about ends with its connection
             self.handle_error(request, client_address)
         finally:
             with self._lock:
-                self._deadlines.pop(request, None)
-            self.shutdown_request(request)
+                self._deadlines.pop(connection, None)
+            if isinstance(connection, ssl.SSLSocket):
+                say_goodbye(connection)
+            self.shutdown_request(connection)
             self._slots.release()
             with self._lock:
                 self._handlers = {thread for thread in self._handlers if thread.is_alive()}
 
+    def _wrapped(self, request: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """The connection as one of TLS, which has the deadline now."""
+        with self._lock:
+            connection = context.wrap_socket(
+                request, server_side=True, do_handshake_on_connect=False
+            )
+            self._deadlines[connection] = self._deadlines.pop(request)
+        return connection
+
     def _turn_away(self, request: Any) -> None:
         request.setblocking(False)
         try:
-            request.send(_BUSY)
+            # Who speaks TLS wouldn't understand it.
+            if self.pages.protection().context is None:
+                request.send(_BUSY)
         except OSError:
             log.debug("could not tell a client that all handlers are busy", exc_info=True)
         self.shutdown_request(request)
@@ -361,19 +355,7 @@ class _Server(TCPServer):
             for request, deadline in self._deadlines.items():
                 if due(deadline):
                     try:
-                        request.shutdown(socket.SHUT_RDWR)
+                        # Of TLS the connection below: its handler is at work on what is above.
+                        socket.socket.shutdown(request, socket.SHUT_RDWR)
                     except OSError:
                         log.debug("connection had ended already", exc_info=True)
-
-
-def _listen_error(address: str, error: OSError) -> ListenError:
-    why = f"metrics listen address {address}: {error.strerror or error}"
-    if error.errno == errno.EADDRINUSE:
-        return ListenError(
-            f"{why}: another program has it",
-            hint=f"see which: ss -ltnp 'sport = :{address.rpartition(':')[2]}'; "
-            "or name another address under metrics: listen: in gmemd.yaml",
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return ListenError(why, hint="name an address of this machine, or 0.0.0.0 for all")
-    return ListenError(why, hint="ports below 1024 need a privilege; choose a higher one")

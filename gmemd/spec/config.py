@@ -36,7 +36,7 @@ ADDRESS_SCHEMA: JsonSchema = {
 USER_SCHEMA: JsonSchema = {"type": ["string", "integer"], "pattern": f"^{scalars.USER}$"}
 
 
-def _each(parse: Callable[[str], object], what: str) -> BeforeValidator:
+def each(parse: Callable[[str], object], what: str) -> BeforeValidator:
     """Parse one text or a list of texts to a tuple, telling every bad one's place."""
 
     def read(value: object) -> object:
@@ -60,7 +60,8 @@ def _each(parse: Callable[[str], object], what: str) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-def _one_or_more(item: JsonSchema, least: int) -> WithJsonSchema:
+def one_or_more(item: JsonSchema, least: int) -> WithJsonSchema:
+    """Return the schema of an item or a list of them."""
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": least}]})
 
 
@@ -96,14 +97,20 @@ class Section(Value):
 
 
 class MetricsConfig(Section):
-    """Where metrics are served; an empty list serves none."""
+    """Where metrics are served, and what protects them; an empty list serves none."""
 
     listen: Annotated[
         tuple[str, ...],
-        _each(scalars.parse_address, "ADDRESS:PORT"),
-        _one_or_more(ADDRESS_SCHEMA, 0),
+        each(scalars.parse_address, "ADDRESS:PORT"),
+        one_or_more(ADDRESS_SCHEMA, 0),
         Field(description="TCP addresses that serve /metrics; an empty list serves none."),
     ] = ("127.0.0.1:9989",)
+    web_config: Annotated[
+        Path | None,
+        from_text(scalars.parse_path, "a path"),
+        WithJsonSchema(PATH_SCHEMA),
+        Field(description="A web.yaml as Prometheus' exporters have it: TLS and passwords."),
+    ] = None
 
 
 class AuditConfig(Section):
@@ -180,8 +187,8 @@ class DaemonConfig(Section):
     ] = 1
     vms_directories: Annotated[
         tuple[Path, ...],
-        _each(scalars.parse_path, "a directory"),
-        _one_or_more(PATH_SCHEMA, 1),
+        each(scalars.parse_path, "a directory"),
+        one_or_more(PATH_SCHEMA, 1),
         Field(description="Directories of VM specs; of a VM in several, the first one's counts."),
     ] = (Path("/etc/gmemd/vms.d"), Path("/run/gmemd/vms.d"))
     socket: Annotated[
@@ -198,8 +205,8 @@ class DaemonConfig(Section):
     ] = Path("/run/gmemd/state")
     inline_spec_users: Annotated[
         tuple[str, ...],
-        _each(scalars.parse_user, "a user"),
-        _one_or_more(USER_SCHEMA, 0),
+        each(scalars.parse_user, "a user"),
+        one_or_more(USER_SCHEMA, 0),
         Field(description="Users besides root that may send a VM spec along with a call."),
     ] = ()
     discovery: Annotated[

@@ -1,4 +1,4 @@
-"""JSON Schemas of VM specs and of the configuration, for editors.
+"""JSON Schemas of VM specs, of the configuration and of web.yaml, for editors.
 
 They accept what gmemd accepts, however an editor types its scalars, and refuse most of what it
 refuses; what takes arithmetic (vCPUs used twice, page multiples) is left to ``gmemd check``.
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.spec.config import DaemonConfig
 from gmemd.spec.document import JsonSchema, VmDocument
+from gmemd.spec.web import WebConfig
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -69,6 +70,23 @@ def config_schema() -> JsonSchema:
         if "$ref" in section:
             section.pop("default", None)
     return schema
+
+
+def web_schema() -> JsonSchema:
+    """Make the JSON Schema of web.yaml, as far as gmemd does what the format has."""
+    schema = _schema(WebConfig, "urn:gmemd:schema:web:1", "gmemd web configuration")
+    for section in schema["properties"].values():
+        if "$ref" in section:
+            section.pop("default", None)
+    tls = schema["$defs"]["TlsConfig"]
+    tls["allOf"] = [_one_of("cert", "cert_file"), _one_of("key", "key_file")]
+    tls["not"] = {"required": ["client_ca", "client_ca_file"]}
+    return schema
+
+
+def _one_of(*keys: str) -> JsonSchema:
+    """Make a rule that one of them is there, and only one."""
+    return {"oneOf": [{"required": [key]} for key in keys]}
 
 
 def _schema(model: type[BaseModel], identity: str, title: str) -> JsonSchema:

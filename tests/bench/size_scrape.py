@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from gmemd.audit.model import RegionAudit, VmAudit
 from gmemd.audit.vm import AuditedRegion, audit_vm
 from gmemd.drift.model import GuestNodeDrift, VmDrift
-from gmemd.export.http import MetricsServer, parse_listen
+from gmemd.export.http import MetricsServer
 from gmemd.export.instruments import Counters
+from gmemd.export.listening import parse_listen
 from gmemd.export.snapshot import RegionStatus, Snapshot, VmState, VmStatus
 from gmemd.host.model import Cpuset, Host, HostNode
 from gmemd.host.zones import placeable

@@ -15,8 +15,9 @@ import pytest
 
 from gmemd.errors import Exit
 from gmemd.export import http as server_module
-from gmemd.export.http import ListenError, MetricsServer, parse_listen
+from gmemd.export.http import MetricsServer
 from gmemd.export.instruments import Counters
+from gmemd.export.listening import ListenError, parse_listen
 from gmemd.export.snapshot import Snapshot, VmState, VmStatus
 from gmemd.spec.model import Source
 
