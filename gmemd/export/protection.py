@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from gmemd.export.tls import TlsFault, make_context
+from gmemd.export.tls import TlsFault, check_certificates, make_context
 from gmemd.spec.loading import in_order, read_file
 from gmemd.spec.problems import Fault, SpecError, printable
 from gmemd.spec.validate import validate
@@ -17,7 +18,7 @@ from gmemd.spec.yamltree import LARGEST_FILE, Document, read_document
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from gmemd.spec.problems import Problem
@@ -93,18 +94,29 @@ class Reading:
     def _context(self, tls: TlsConfig, document: Document) -> ssl.SSLContext | None:
         """The context, where all of its parts are good; else None, with problems reported."""
         parts = {part: self._part(tls, part, document) for part in ("cert", "key", "client_ca")}
+        for part in ("cert", "client_ca"):
+            if parts[part]:
+                with self._reported(tls, document):
+                    check_certificates(parts[part], part)
         bad = [path for path in document.bad if path[0] == TLS]
         if bad or not parts["cert"] or not parts["key"]:
             return None
-        try:
+        with self._reported(tls, document):
             return make_context(tls, parts["cert"], parts["key"], parts["client_ca"])
+        return None
+
+    @contextlib.contextmanager
+    def _reported(self, tls: TlsConfig, document: Document) -> Iterator[None]:
+        """Report what is wrong with a certificate or key, where it stands or is named."""
+        try:
+            yield
         except TlsFault as fault:
             inline = getattr(tls, fault.part) is not None
             path = (TLS, fault.part if inline else f"{fault.part}_file")
             document.report(Fault(path, fault.message, fault.hint, on_key=inline))
+            document.bad.add(path)
         except (OSError, ValueError) as error:
             document.report(Fault((TLS,), f"is refused by OpenSSL: {error}", on_key=True))
-        return None
 
     def _part(self, tls: TlsConfig, part: str, document: Document) -> bytes:
         """The bytes of a certificate or key, in place or in a file; nothing where there are none.

@@ -49,6 +49,8 @@ class TlsFault(Exception):  # noqa: N818  a fault of a file, said in the words o
 def make_context(tls: TlsConfig, cert: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:
     """A context that serves the certificate; raises TlsFault. Without CAs ``client_ca`` is empty.
 
+    The certificates are ones: check_certificates() found no fault with them.
+
     No session is resumed, so that a client is verified by what is in force when it connects.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -70,6 +72,11 @@ def make_context(tls: TlsConfig, cert: bytes, key: bytes, client_ca: bytes) -> s
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         _load_authorities(context, client_ca, "client_ca")
     return context
+
+
+def check_certificates(pem: bytes, part: str) -> None:
+    """Raise TlsFault where these bytes of ``part`` hold no certificates."""
+    _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pem, part)
 
 
 def shake_hands(
@@ -117,7 +124,6 @@ def _canonical(name: str) -> str:
 
 def _load_chain(context: ssl.SSLContext, cert: bytes, key: bytes) -> None:
     """Serve that certificate. OpenSSL reads files only: these are ones in memory."""
-    _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert, "cert")
     with contextlib.ExitStack() as stack:
         paths: list[str] = []
         for content in (cert, key):

@@ -193,6 +193,7 @@ class WebConfig(Section):
         WithJsonSchema(
             {
                 "type": "object",
+                "minProperties": 1,
                 "propertyNames": {"pattern": "^[^:]+$"},
                 "additionalProperties": {"type": "string", "pattern": f"^{HASH}$"},
             }

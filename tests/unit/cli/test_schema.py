@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 from gmemd.cli.main import main
 
 
-@pytest.mark.parametrize("name", ["vm", "config"])
+@pytest.mark.parametrize("name", ["vm", "config", "web"])
 def test_one_schema_is_what_an_editor_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", name]) == 0
     schema = json.loads(capsys.readouterr().out)
@@ -16,11 +16,11 @@ def test_one_schema_is_what_an_editor_takes(name: str, capsys: pytest.CaptureFix
     assert schema["$id"] == f"urn:gmemd:schema:{name}:1"
 
 
-def test_both_are_in_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_are_in_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
-    both = json.loads(capsys.readouterr().out)
-    assert list(both) == ["version", "vm", "config"]
-    assert both["version"] == 1
+    schemas = json.loads(capsys.readouterr().out)
+    assert list(schemas) == ["version", "vm", "config", "web"]
+    assert schemas["version"] == 1
 
 
 def test_other_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

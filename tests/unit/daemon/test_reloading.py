@@ -58,11 +58,12 @@ def test_a_file_that_another_one_stands_before_is_noted() -> None:
 
 def test_what_takes_a_restart_is_noted() -> None:
     old = DaemonConfig()
-    metrics = MetricsConfig(listen=("[::1]:1",))
+    metrics = MetricsConfig(listen=("[::1]:1",), web_config=Path("/etc/web.yaml"))
     new = DaemonConfig(socket=Path("/run/x"), state_directory=Path("/run/y"), metrics=metrics)
     assert config_notes(old, old) == []
     assert config_notes(old, new) == [
         "socket changed: restart gmemd for it",
         "state_directory changed: restart gmemd for it",
         "metrics: listen changed: restart gmemd for it",
+        "metrics: web_config changed: restart gmemd for it",
     ]

@@ -35,7 +35,7 @@ def test_nothing_is_all_defaults(text: str) -> None:
 def test_all_keys() -> None:
     config = parse_config(
         b"version: 1\nvms_directories: /srv/vms\nsocket: /tmp/s\n"
-        b"metrics: {listen: [':9989', '[::1]:1', 'localhost:0']}\n"
+        b"metrics: {listen: [':9989', '[::1]:1', 'localhost:0'], web_config: /etc/web.yaml}\n"
         b"state_directory: /var/lib/gmemd\ninline_spec_users: [nova, 107]\n"
         b"discovery: false\n"
         b"audit: {interval: 1.5m, sample: 4096}\n"
@@ -47,6 +47,7 @@ def test_all_keys() -> None:
     assert config.state_directory == Path("/var/lib/gmemd")
     assert config.inline_spec_users == ("nova", "107")
     assert config.metrics.listen == (":9989", "[::1]:1", "localhost:0")
+    assert config.metrics.web_config == Path("/etc/web.yaml")
     assert config.discovery is False
     assert config.audit.interval_seconds == 90
     assert config.audit.sample_pages == 4096
@@ -117,6 +118,11 @@ def test_fields_can_be_given_by_name_in_python_only() -> None:
         (
             "metrics: {listen: 'a_b:1'}",
             "g.yaml:1:19: metrics.listen: 'a_b' is not an address or a host name (got a_b:1)",
+        ),
+        (
+            "metrics: {web_config: web.yaml}",
+            ("g.yaml:1:23: metrics.web_config: must be an absolute path without '..' (got "
+             "web.yaml)"),
         ),
         (
             "metrics: {listen: {a: b}}",

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from gmemd.spec.config import DaemonConfig, parse_config
 from gmemd.spec.document import JsonSchema
 from gmemd.spec.loading import parse_spec
-from gmemd.spec.schema import config_schema, vm_schema
+from gmemd.spec.schema import config_schema, vm_schema, web_schema
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "config" / "vms.d").glob("*.yaml"))
@@ -64,7 +64,9 @@ def errors(schema: JsonSchema, path: Path) -> list[str]:
     return [error.message for error in Draft202012Validator(schema).iter_errors(value)]
 
 
-@pytest.mark.parametrize("schema", [vm_schema(), config_schema()], ids=["vm", "config"])
+@pytest.mark.parametrize(
+    "schema", [vm_schema(), config_schema(), web_schema()], ids=["vm", "config", "web"]
+)
 def test_they_are_json_schemas(schema: JsonSchema) -> None:
     Draft202012Validator.check_schema(schema)
     assert schema["additionalProperties"] is False
