@@ -31,7 +31,7 @@ setup_run() {
 
 setup_test() {
     _packages python3:python3 gcc:gcc _c_headers:libc6-dev _python_headers:python3-dev _venv:python3-venv \
-        shellcheck:shellcheck git:git numastat:numactl
+        shellcheck:shellcheck git:git numastat:numactl curl:curl openssl:openssl
     _environment ".[test]"
     _extension
     _promtool

@@ -71,5 +71,5 @@ def _check(sockets: Sequence[socket.socket], config: MetricsConfig) -> None:
             f"{', '.join(map(bound, sockets))}",
             hint=f"leave listen: out, as the address is ListenStream= of {METRICS}.socket "
             f"(systemctl edit {METRICS}.socket); or have systemd listen no more: "
-            f"systemctl disable --now {METRICS}.socket",
+            f"systemctl mask --now {METRICS}.socket",
         )

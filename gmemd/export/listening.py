@@ -112,7 +112,7 @@ def _listen_error(address: str, error: OSError) -> ListenError:
     if error.errno in {errno.EAFNOSUPPORT, errno.EPERM}:
         return ListenError(
             f"{why}: this process may not open network sockets",
-            hint="have systemd listen for it: systemctl enable --now gmemd-metrics.socket, without "
-            "listen: in gmemd.yaml; or serve none: metrics: {listen: []}",
+            hint="have systemd listen for it: install gmemd-metrics.socket beside gmemd.service, "
+            "without listen: in gmemd.yaml; or serve none: metrics: {listen: []}",
         )
     return ListenError(why, hint="ports below 1024 need a privilege; choose a higher one")

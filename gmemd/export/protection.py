@@ -140,6 +140,7 @@ class Reading:
             size = "is empty" if not content else f"is larger than {LARGEST_FILE >> 20}MiB"
             document.report(Fault(key, size))
             document.bad.add(key)
+            return b""
         return content
 
     def _warnings(self, web: WebConfig) -> tuple[str, ...]:

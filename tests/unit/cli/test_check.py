@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import io
 import json
+import os
+import pwd
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,10 @@ from typing import Any
 import pytest
 
 from gmemd.cli.check import excerpt
+from gmemd.cli.check_web import unreadable
 from gmemd.cli.main import main
 from gmemd.spec import config
+from tests.certificates import certify
 
 ROOT = Path(__file__).parents[3]
 GOOD = """\
@@ -251,3 +256,68 @@ def test_long_lines_are_cut_around_the_place() -> None:
     assert code.startswith("…")
     assert code.endswith("…")
     assert code[caret.index("^") :][:4] == "here"
+
+
+def test_the_web_configuration_that_is_named_is_checked_with_its_files(
+    configured: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, vms = configured
+    write(vms, "a")
+    pair = certify(tmp_path, "server")
+    pair.key.chmod(0o644)
+    web = tmp_path / "web.yaml"
+    web.write_text("tls_server_config: {cert_file: server.crt, key_file: server.key}\n")
+    with path.open("a") as file:
+        file.write(f"metrics: {{web_config: {web}}}\n")
+    lines = [
+        f"{path}: valid configuration",
+        f"{web}: valid web configuration: TLS 1.2 and TLS 1.3, no users",
+        f"warning: {pair.key}: holds a private key, and everybody may read it: chmod o= it",
+    ]
+    assert check(capsys, path) == [*lines, "2 files checked: all valid."]
+    assert lines[1] in check(capsys, "--config", path)
+    found = check_json(capsys, path)
+    assert found["web_configs"] == [str(web)]
+    assert len(found["warnings"]) == 1
+    certify(tmp_path, "other").key.replace(pair.key)
+    assert check(capsys, path, code=2) == [
+        (f"{web}:1:54: tls_server_config.key_file: is not the certificate's key (got server.key)"),
+        "    1 | tls_server_config: {cert_file: server.crt, key_file: server.key}",
+        "      |                                                      ^~~~~~~~~~",
+        "      hint: renew both together",
+        f"{path}: valid configuration",
+        "2 files checked: 1 problem in 1.",
+    ]
+
+
+def test_a_web_configuration_is_known_by_its_name_or_its_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("web", "other"):
+        path = write(tmp_path, name, text="basic_auth_users: {alice: hunter2}\n")
+        out = "\n".join(check(capsys, path, code=2))
+        assert "basic_auth_users.alice: is not a bcrypt hash" in out
+        assert "hunter2" not in out
+    assert "is empty" in check(capsys, write(tmp_path, "web", text="#\n"), code=2)[0]
+    assert "valid: web," in check(capsys, write(tmp_path, "web"))[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who isn't root finds out by reading")
+def test_what_only_root_may_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.touch(mode=0o640)
+    assert unreadable([path], "nobody") == [
+        (
+            f"{path}: user nobody, which the service runs as, may not read it: chgrp nobody it, and "
+            "chmod g+r"
+        )
+    ]
+    os.chown(path, -1, grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_gid)
+    assert unreadable([path], "nobody") == []
+    os.chown(path, pwd.getpwnam("nobody").pw_uid, 0)
+    path.chmod(0o040)
+    assert len(unreadable([path], "nobody")) == 1
+    os.chown(path, 0, 0)
+    path.chmod(0o604)
+    assert unreadable([path, tmp_path / "gone"], "nobody") == []
+    assert unreadable([path], "nobody-of-that-name") == []

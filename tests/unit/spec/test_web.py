@@ -115,8 +115,8 @@ BROKEN = [
         "RequireAndVerifyClientCert (got require)")]),
     (tls("client_auth_type: RequireAndVerifyClientCert"), [
         ("1:20: tls_server_config.client_ca_file: is missing | name a file of the CAs that "
-        "clients' certificates come from; /etc/ssl/certs/ca-certificates.crt would let in all whom any "
-        "public CA gave one")]),
+        "clients' certificates come from; /etc/ssl/certs/ca-certificates.crt would let in all whom "
+        "any public CA gave one")]),
     (tls("client_ca_file: a"), [
         ("1:48: tls_server_config.client_ca_file: is of no use without client_auth_type | write "
         "client_auth_type: RequireAndVerifyClientCert")]),
