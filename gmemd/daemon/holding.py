@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ from gmemd.host.vms.holders import ProcessFacts, has_exited
 from gmemd.spec.nodeset import format_nodeset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import threading
+    from collections.abc import Callable, Iterator
 
     from gmemd.host.model import Host
     from gmemd.plan.model import RegionPlan
@@ -59,6 +61,27 @@ class Holder:
     def exited(self) -> bool:
         """Whether it has exited, told or not."""
         return not self.alive or has_exited(self.pidfd)
+
+    @contextmanager
+    def exit_cancels(self, cancel: threading.Event) -> Iterator[None]:
+        """Set ``cancel`` if it exits meanwhile: what is done is for nobody then.
+
+        Of one that is watched, who watches it is told.
+        """
+        if self._watched:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def give_up() -> None:
+            loop.remove_reader(self.pidfd)
+            cancel.set()
+
+        loop.add_reader(self.pidfd, give_up)
+        try:
+            yield
+        finally:
+            loop.remove_reader(self.pidfd)
 
     def is_process(self, pid: int) -> bool:
         """Whether it is the process that has that pid now."""

@@ -265,18 +265,19 @@ class Taking:
             vm.progress = progress
 
         try:
-            regions = await self._fleet.workers.place(
-                [
-                    (plan, one.fd, one.offset, one.file)
-                    for one, plan in zip(to_place, plans, strict=True)
-                ],
-                spec=spec,
-                host=host,
-                reserve=self._fleet.reserve,
-                progress=note,
-                cancel=vm.cancel,
-                payer_fd=payer.procs_fd if payer is not None else None,
-            )
+            with holder.exit_cancels(vm.cancel):
+                regions = await self._fleet.workers.place(
+                    [
+                        (plan, one.fd, one.offset, one.file)
+                        for one, plan in zip(to_place, plans, strict=True)
+                    ],
+                    spec=spec,
+                    host=host,
+                    reserve=self._fleet.reserve,
+                    progress=note,
+                    cancel=vm.cancel,
+                    payer_fd=payer.procs_fd if payer is not None else None,
+                )
         except ProvisionError as error:
             raise provisioning_failed(vm.name, error) from error
         finally:
