@@ -58,6 +58,7 @@ def _families(snapshot: Snapshot, counters: Counters) -> Iterator[Metric]:
     yield _unseen_family(snapshot)
     yield from _daemon_families(snapshot)
     yield from _host_families(snapshot)
+    yield from _store_families(snapshot)
     yield from _counter_families(snapshot, counters)
 
 
@@ -101,6 +102,34 @@ def _daemon_families(snapshot: Snapshot) -> Iterator[Metric]:
         "Memory spent on guest memory that stays mapped between two looks.",
         value=snapshot.page_table_bytes,
     )
+
+
+def _store_families(snapshot: Snapshot) -> Iterator[Metric]:
+    """What outlives the daemon; nothing where nothing does."""
+    kept = snapshot.kept
+    if kept is None:
+        return
+    yield GaugeMetricFamily(
+        "gmemd_fdstore_fds",
+        "Memory files and holders that systemd's fd store keeps past the daemon's end.",
+        value=kept.stored,
+    )
+    yield GaugeMetricFamily(
+        "gmemd_fdstore_missing_fds",
+        "Descriptors that should be in the fd store and aren't.",
+        value=kept.missing,
+    )
+    yield GaugeMetricFamily(
+        "gmemd_fdstore_unclaimed_fds",
+        "Descriptors in the fd store that are of no VM known.",
+        value=kept.unclaimed,
+    )
+    if kept.limit is not None:
+        yield GaugeMetricFamily(
+            "gmemd_fdstore_max_fds",
+            "What the fd store takes (FileDescriptorStoreMax=).",
+            value=kept.limit,
+        )
 
 
 def _host_families(snapshot: Snapshot) -> Iterator[Metric]:

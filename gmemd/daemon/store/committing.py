@@ -23,11 +23,15 @@ BARRIER_EVERY = 128
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What one commit does. ``puts`` are the commit's own descriptors, which it closes."""
+    """What one commit does. ``puts`` are the commit's own descriptors, which it closes.
+
+    ``puts_state``: the state's memfd goes into the store, too.
+    """
 
     data: bytes
     sequence: int
     puts: Mapping[str, int]
+    puts_state: bool
     removes: tuple[str, ...]
 
 
@@ -48,11 +52,10 @@ class Committer:
         self._store = store
         self._file = statefile.StateFile(directory)
         self._memory: statefile.StateMemory | None = None
-        self._memory_stored = False
 
     def go_on(self, memory: statefile.StateMemory | None, set_aside: Iterable[str]) -> None:
         """Go on with what an earlier daemon had; a file that can't be read is kept aside."""
-        self._memory, self._memory_stored = memory, memory is not None
+        self._memory = memory
         for ending in set_aside:
             self._file.set_aside(ending)
 
@@ -105,12 +108,11 @@ class Committer:
 
     def _put_all(self, commit: Commit, done: Done) -> None:
         puts = dict(commit.puts)
-        if self._memory is not None and not self._memory_stored:
+        if self._memory is not None and commit.puts_state:
             puts = {statefile.NAME: self._memory.fd, **puts}
         for number, (name, fd) in enumerate(puts.items(), 1):
             self._store.put(name, fd)
             done.put.append(name)
-            self._memory_stored = self._memory_stored or name == statefile.NAME
             if number % BARRIER_EVERY == 0:
                 self._store.barrier()
 

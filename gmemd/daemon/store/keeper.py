@@ -16,11 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from gmemd.daemon.passed import STORED
 from gmemd.daemon.store import statefile
 from gmemd.daemon.store.committing import Commit, Committer
 from gmemd.daemon.store.fdstore import FdStore, holder_name
-from gmemd.daemon.store.manager import NotToldError, own_unit, stored_names
+from gmemd.daemon.store.manager import NotToldError, ask, own_unit
 from gmemd.daemon.store.records import encode_state, encode_vm
 from gmemd.daemon.store.telling import fds_of, record_of
 from gmemd.daemon.vm import Work
@@ -49,7 +48,7 @@ CHECK_SECONDS = 2.0
 """After a commit, before systemd is asked what it has: others may follow."""
 
 RECHECK_SECONDS = 300.0
-DROPPED = "systemd didn't take it: its log says why (journalctl -u gmemd)"
+DROPPED = "systemd dropped {count} that it was sent, its log says why (journalctl -u gmemd)"
 FULL = "it is full: raise FileDescriptorStoreMax= of the unit, which is {limit}"
 
 
@@ -78,6 +77,9 @@ class Keeper:
         self._problems: tuple[str, ...] = ()
         self._untold = False
         self._finished = False
+        self._commits = 0
+        self._doubtful: set[str] = set()
+        self._limit = store.limit
 
     @property
     def kept(self) -> Kept | None:
@@ -86,7 +88,7 @@ class Keeper:
             return None
         return Kept(
             stored=len(self._stored) + len(self._unclaimed),
-            limit=self._store.limit or None,
+            limit=self._limit or None,
             missing=len(self._refused),
             unclaimed=len(self._unclaimed),
         )
@@ -163,6 +165,8 @@ class Keeper:
         commit = self._prepare()
         done = await _in(self._thread, self._committer.carry_out, commit)
         owners = dict(self._names())
+        self._commits += bool(done.put or done.removed)
+        self._doubtful.update(done.put)
         for name in done.put:
             self._stored[name] = owners.get(name, "")
             self._refused.pop(name, None)
@@ -191,7 +195,7 @@ class Keeper:
             unclaimed=sorted(self._unclaimed),
         )
         if not self._store.available:
-            return Commit(data, self._sequence, {}, ())
+            return Commit(data, self._sequence, {}, puts_state=False, removes=())
         self._refused = {name: why for name, why in self._refused.items() if name in wanted}
         owners = {name for name, vm in self._fleet.vms.items() if _in_flux(vm)}
         removes = tuple(
@@ -199,11 +203,17 @@ class Keeper:
             for name, owner in self._stored.items()
             if name not in wanted and name != statefile.NAME and owner not in owners
         )
-        return Commit(data, self._sequence, self._puts(wanted, len(removes)), removes)
+        return Commit(
+            data,
+            self._sequence,
+            self._puts(wanted, len(removes)),
+            puts_state=statefile.NAME not in self._stored,
+            removes=removes,
+        )
 
     def _puts(self, wanted: Mapping[str, int], leaving: int) -> dict[str, int]:
         """What of the wanted descriptors isn't in the store and may be put there now: copies."""
-        room = (self._store.limit or len(wanted) + 1) + leaving
+        room = (self._limit or len(wanted) + 1) + leaving
         room -= len(self._stored) + len(self._unclaimed)
         room -= statefile.NAME not in self._stored
         waits = self._refused if time.monotonic() < self._retry_at else {}
@@ -212,7 +222,7 @@ class Keeper:
             if name in self._stored or name in waits:
                 continue
             if len(puts) >= room:
-                self._refused[name] = FULL.format(limit=self._store.limit)
+                self._refused[name] = FULL.format(limit=self._limit)
                 self._retry_at = max(self._retry_at, time.monotonic() + RETRY_SECONDS)
                 continue
             try:
@@ -263,27 +273,31 @@ class Keeper:
         self._check_at = time.monotonic() + (RETRY_SECONDS if self._refused else RECHECK_SECONDS)
 
     async def _compare(self) -> None:
-        """Find out what systemd doesn't have of what it was given, and what it has besides."""
-        believed = set(self._stored)
+        """Find out whether systemd has as many as it was given.
+
+        It says how many, not which. Where some lack, all that were put since it had as many as it
+        was given are taken for missing, and put again: what it has already it leaves as it is.
+        """
+        before, believed = self._commits, len(self._stored) + len(self._unclaimed)
         try:
-            names = await _in(self._asking, stored_names, self._unit)
+            told = await _in(self._asking, ask, self._unit)
         except NotToldError as error:
             if not self._untold:
                 log.warning("what is in the fd store can't be verified: %s", error.message)
             self._untold = True
             return
         self._untold = False
-        for name in believed & self._stored.keys() - names.keys():
-            del self._stored[name]
-            self._refused[name] = DROPPED
+        self._limit = self._limit or told.limit
+        if before != self._commits:  # something was put or removed meanwhile
+            return
+        if told.stored >= believed:
+            self._doubtful.clear()
+        else:
+            for name in self._doubtful & self._stored.keys() or set(self._stored):
+                del self._stored[name]
+                self._refused[name] = DROPPED.format(count=believed - told.stored)
             self._retry_at = time.monotonic() + RETRY_SECONDS
-        known = believed | self._stored.keys() | self._unclaimed | self._refused.keys()
-        for name in names.keys() - known:
-            if name.startswith(STORED):
-                log.warning("%s is in the fd store and nobody's: removed", name)
-                self._stored[name] = ""
-                self._wanted.set()
-        self._tell_vms()
+            self._tell_vms()
 
     def _names(self) -> Iterator[tuple[str, str]]:
         """Names in the store, and whose they are."""

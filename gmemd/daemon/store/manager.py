@@ -1,4 +1,4 @@
-"""What systemd says over D-Bus of this service's fd store: which names are in it.
+"""What systemd says over D-Bus of this service's fd store: how many are in it, and how many may be.
 
 It is asked with busctl, which comes with systemd; everybody may ask. All of this blocks.
 """
@@ -8,30 +8,26 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections import Counter
-from typing import Any
+from dataclasses import dataclass
 
 from gmemd.errors import GmemdError
 from gmemd.host.vms.holders import read_facts
 
 SECONDS = 15.0
 _SYSTEMD = "org.freedesktop.systemd1"
-_ASK = (
-    "busctl",
-    "--system",
-    "--json=short",
-    f"--timeout={SECONDS:g}",
-    "call",
-    _SYSTEMD,
-    "/org/freedesktop/systemd1",
-    f"{_SYSTEMD}.Manager",
-    "DumpUnitFileDescriptorStore",
-    "s",
-)
+_PROPERTIES = ("NFileDescriptorStore", "FileDescriptorStoreMax")
 
 
 class NotToldError(GmemdError):
     """systemd didn't say what is in the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How many descriptors the store has, and how many it takes."""
+
+    stored: int
+    limit: int
 
 
 def own_unit() -> str:
@@ -39,14 +35,14 @@ def own_unit() -> str:
     return read_facts(os.getpid()).unit
 
 
-def stored_names(unit: str) -> Counter[str]:
-    """How often each name is in a unit's fd store; raises NotToldError.
-
-    systemd tells since version 254.
-    """
+def ask(unit: str) -> Told:
+    """Ask for a unit's fd store; raises NotToldError."""
+    path = f"/org/freedesktop/systemd1/unit/{_escaped(unit)}"
+    command = ["busctl", "--system", "--json=short", f"--timeout={SECONDS:g}", "get-property"]
+    command += [_SYSTEMD, path, f"{_SYSTEMD}.Service", *_PROPERTIES]
     try:
         done = subprocess.run(
-            [*_ASK, unit],
+            command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=2 * SECONDS,
@@ -58,7 +54,17 @@ def stored_names(unit: str) -> Counter[str]:
         said = done.stderr.decode(errors="replace").strip()
         raise NotToldError(f"asking systemd with busctl: {said or done.returncode}")
     try:
-        told: Any = json.loads(done.stdout)
-        return Counter(str(entry[0]) for entry in told["data"][0])
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+        stored, limit = (int(json.loads(line)["data"]) for line in done.stdout.splitlines())
+    except (ValueError, KeyError, TypeError) as error:
         raise NotToldError("asking systemd with busctl: the answer is not understood") from error
+    return Told(stored, limit)
+
+
+def _escaped(unit: str) -> str:
+    """A unit's name as a part of an object's path, as sd_bus_path_encode(3) has it."""
+    return "".join(
+        char
+        if char.isascii() and (char.isalpha() or (char.isdigit() and at))
+        else f"_{ord(char):02x}"
+        for at, char in enumerate(unit)
+    )

@@ -16,7 +16,7 @@ from gmemd.drift.compute import LEAST_SHARE_TOLERANCE
 from gmemd.drift.model import Cause
 from gmemd.export.exposition import Exposition
 from gmemd.export.instruments import Counters
-from gmemd.export.snapshot import Snapshot
+from gmemd.export.snapshot import Kept, Snapshot
 
 REPOSITORY = Path(__file__).parents[3]
 DEPLOY = REPOSITORY / "deploy"
@@ -66,7 +66,7 @@ def test_it_is_shown_to_fire_and_not_to(alert: str) -> None:
 
 
 def test_the_metrics_are_gmemds() -> None:
-    snapshot = Snapshot(version="", taken_timestamp=0.0)
+    snapshot = Snapshot(version="", taken_timestamp=0.0, kept=Kept())
     text = Exposition(Counters()).render(snapshot)[1].decode()
     exported = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     asked = set(re.findall(r"\bgmemd_\w+", " ".join(rule["expr"] for rule in rules().values())))

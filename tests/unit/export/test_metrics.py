@@ -11,11 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gmemd.export.exposition import Exposition
 from gmemd.export.instruments import Counters
+from gmemd.export.snapshot import Kept
 
 if TYPE_CHECKING:
     from gmemd.export.snapshot import Snapshot
 
 MIB = 1 << 20
+FDSTORE = ("", "max_", "missing_", "unclaimed_")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -113,6 +115,19 @@ def test_since_when_all_was_seen_and_what_that_may_cost(samples: Samples) -> Non
     assert set(verified.values()) == {990}
     assert samples.get("gmemd_audit_budget_ratio") == 0.01
     assert samples.get("gmemd_audit_page_table_bytes") == 0
+
+
+def test_what_outlives_the_daemon(snapshot: Snapshot, counters: Counters) -> None:
+    kept = replace(snapshot, kept=Kept(stored=7, limit=6000, missing=2, unclaimed=1))
+    samples = Samples(render(kept, counters))
+    told = {
+        name: samples.get(f"gmemd_fdstore_{name}fds")
+        for name in ("", "max_", "missing_", "unclaimed_")
+    }
+    assert told == {"": 7, "max_": 6000, "missing_": 2, "unclaimed_": 1}
+    old = Samples(render(replace(snapshot, kept=Kept(stored=7)), counters))
+    assert old.all("gmemd_fdstore_max_fds") == {}
+    assert Samples(render(snapshot, counters)).all("gmemd_fdstore_fds") == {}
 
 
 def is_db(labels: frozenset[tuple[str, str]]) -> bool:
