@@ -308,8 +308,8 @@ def test_what_only_root_may_read_is_told(tmp_path: Path) -> None:
     path.touch(mode=0o640)
     assert unreadable([path], "nobody") == [
         (
-            f"{path}: user nobody, which the service runs as, may not read it: chgrp nobody it, and "
-            "chmod g+r"
+            f"{path}: user nobody, which the service runs as, may not read it: chgrp nobody it, "
+            "and chmod g+r"
         )
     ]
     os.chown(path, -1, grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_gid)
