@@ -25,6 +25,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from tests import seccomp
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import BinaryIO
@@ -198,6 +200,7 @@ def main() -> NoReturn:
     gc.freeze()
     arguments = _serve(control)
     control.detach()
+    seccomp.obey(os.environ)
     sys.argv = ["gmemd", *arguments]
     sys.exit(importlib.import_module("gmemd.cli.main").main())
 

@@ -253,7 +253,7 @@ class _Work:
                 raise VmGoneError(gone(self._vmm).message) from error
             denied = error.errno in (errno.EPERM, errno.EACCES)
             reason = Unknown.NOT_PERMITTED if denied else Unknown.UNREADABLE
-            hint = to_see_it() if denied else error.hint or ""
+            hint = to_see_it() if denied and not error.filtered else error.hint or ""
             self._note(Unseen(reason, error.message, hint))
             return None
         if found.sample is None:

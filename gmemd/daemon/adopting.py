@@ -86,6 +86,7 @@ class Adopting:
         self._finder: Finder | None = None
         self._appearances = Appearances()
         self._first_seen: dict[str, float] = {}
+        self._failure = ""
 
     async def run(self) -> None:
         """Adopt what appears, until cancelled."""
@@ -95,11 +96,21 @@ class Adopting:
                 continue
             try:
                 found = await self._fleet.workers.observe(self._appeared, specs)
+            except GmemdError as error:
+                self._note(error.in_one_line)
+                continue
             except Exception:
                 log.exception("looking for VMMs to adopt failed")
                 continue
+            self._failure = ""
             for spec, vm in found:
                 await self.take_on(spec, vm)
+
+    def _note(self, failure: str) -> None:
+        """Say why nobody could be looked for, if that is another reason than before."""
+        if failure != self._failure:
+            log.error("looking for VMMs to adopt failed: %s", failure)
+        self._failure = failure
 
     async def take_on(self, spec: VmSpec, found: FoundVm) -> None:
         """Adopt a VMM that a spec waits for; what goes wrong is its VM's to tell."""
@@ -150,7 +161,10 @@ class Adopting:
                 message=f"its spec says {says}",
                 hint="write source: adopt for a VM whose VMM makes its memory by itself",
             )
-        found = await self._fleet.workers.observe(self._find, spec, pid)
+        try:
+            found = await self._fleet.workers.observe(self._find, spec, pid)
+        except GmemdError as error:
+            raise _not_ready(vm, error) from error
         if len(found) > 1:
             raise _several(vm.name, found)
         if not found:
@@ -195,9 +209,7 @@ class Adopting:
         except AmbiguousError as error:
             raise ambiguous(vm.name, error) from error
         except GmemdError as error:
-            raise NotReady(
-                vm=vm.name, state=str(vm.state), message=error.message, hint=error.hint
-            ) from error
+            raise _not_ready(vm, error) from error
         finally:
             await fleet.workers.close_fds(in_hand.give_up())
         left = tuple(f"guest node {one.guest_node}: {one.why}" for one in adoption.left)
@@ -242,6 +254,10 @@ class Adopting:
         if self._finder is None:
             self._finder = Finder()
         return self._finder
+
+
+def _not_ready(vm: ManagedVm, error: GmemdError) -> NotReady:
+    return NotReady(vm=vm.name, state=str(vm.state), message=error.message, hint=error.hint)
 
 
 def _take(spec: VmSpec, found: FoundVm, host: Host, in_hand: _InHand, *, whole: bool) -> Adoption:

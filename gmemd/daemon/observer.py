@@ -148,6 +148,10 @@ class Observer:
             try:
                 await self._round(self._wanted)
                 self._failure = ""
+            except GmemdError as error:
+                if self._failure != str(error):
+                    log.error("looking for running VMs failed: %s", error.in_one_line)  # noqa: TRY400
+                self._failure = str(error)
             except Exception as error:
                 if self._failure != str(error):
                     log.exception("looking for running VMs failed")

@@ -67,7 +67,8 @@ def _attempt(name: str, probe: Callable[[], Feature]) -> Feature:
 def _feature_of(name: str, error: KernelError) -> Feature:
     """What a failed call says of a feature: lacking, forbidden, or (None) nothing for sure."""
     if error.errno in _FORBIDDEN:
-        return Feature(name, False, error.message, error.hint or _SECCOMP.format(call=error.call))
+        remedy = error.hint or _SECCOMP.format(call=error.call)
+        return Feature(name, False, error.message, remedy, forbidden=True)
     supported = False if error.errno in _LACKING else None
     return Feature(name, supported, error.message, error.hint or "")
 
@@ -79,7 +80,8 @@ def _probe_kvm(device: str) -> Iterator[Feature]:
             vm = stack.enter_context(stack.enter_context(Kvm(device)).create_vm())
         except KernelError as error:
             yield _kvm_failure(error)
-            yield Feature("guest_memfd", False, f"{device} doesn't work here", _MAKE_KVM_WORK)
+            why = f"{device} doesn't work here: {error.message}"
+            yield Feature("guest_memfd", False, why, error.hint or _MAKE_KVM_WORK)
             for name in ("guest_memfd_mmap", "guest_memfd_init_shared", "inode_policy"):
                 yield Feature(name, None, _WITHOUT_KVM, _MAKE_KVM_WORK)
             return

@@ -60,12 +60,14 @@ class Feature:
     """A kernel feature as probed: supported, not supported, or (None) not found out.
 
     ``detail`` says what was seen; ``remedy`` what to do about it, where it isn't supported.
+    ``forbidden``: gmemd may not use it here, whatever the kernel could do.
     """
 
     name: str
     supported: bool | None
     detail: str = ""
     remedy: str = ""
+    forbidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,7 @@ int64_t gm_rescan(int pagemap, int fd, uint64_t offset, uint64_t address, uint64
 		  int16_t *nodes, uint64_t *runs, uint64_t most_runs, struct gm_scan *lost,
 		  struct gm_scan *found);
 
+int64_t gm_userfaultfd(unsigned int flags);
 int64_t gm_pidfd_open(int pid);
 int64_t gm_pidfd_getfd(int pidfd, int target_fd);
 int64_t gm_prctl(int option, unsigned long value);

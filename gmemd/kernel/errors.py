@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gmemd.errors import Exit, GmemdError
+from gmemd.kernel.filters import denied_by_filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ),
     ("open /dev/kvm", errnos.ENODEV): "load kvm_intel or kvm_amd",
     ("open /dev/kvm", errnos.ENXIO): "load kvm_intel or kvm_amd",
+    ("KVM_CREATE_VM", errnos.EPERM): _SECCOMP.format(call="ioctl"),
     ("KVM_CREATE_VM", errnos.EBUSY): "another hypervisor on this host holds the CPU's extensions",
     ("KVM_CREATE_VM", errnos.ENOMEM): "the host is out of memory",
     ("KVM_CREATE_GUEST_MEMFD", errnos.ENOTTY): "guest_memfd needs Linux 6.8 or later",
@@ -97,6 +99,12 @@ _FILTERED = frozenset(
         "fallocate",
         "memfd_create",
         "madvise",
+        "pidfd_open",
+        "prctl",
+        "sched_setaffinity",
+        "ftruncate",
+        "fstatfs",
+        "statx",
     }
 )
 
@@ -117,13 +125,19 @@ def errno_name(errno: int) -> str:
 
 
 class KernelError(GmemdError):
-    """A system call or ioctl failed: which, with what errno, while doing what."""
+    """A system call or ioctl failed: which, with what errno, while doing what.
 
-    def __init__(self, call: str, errno: int, what: str, *, hint: str | None = None) -> None:
+    ``filtered``: it isn't the kernel that denies it, but a seccomp filter of this process.
+    """
+
+    def __init__(
+        self, call: str, errno: int, what: str, *, hint: str | None = None, filtered: bool = False
+    ) -> None:
         self.call = call
         self.errno = errno
         self.errno_name = errno_name(errno)
         self.what = what
+        self.filtered = filtered
         super().__init__(
             f"{call}: {self.errno_name} ({os.strerror(errno)}): {what}",
             hint=hint or hint_for(call, errno),
@@ -137,6 +151,9 @@ def invoke(call: str, function: Callable[..., int], *args: object, what: str) ->
     pending = _injected.get(call)
     skipped_or_errno = pending.pop(0) if pending else 0
     result = -skipped_or_errno if skipped_or_errno else function(*args)
+    if result == -errnos.EPERM and (denied := denied_by_filter(call)):
+        hint = _SECCOMP.format(call=denied)
+        raise KernelError(denied, errnos.EPERM, what, hint=hint, filtered=True)
     if result < 0:
         raise KernelError(call, -result, what)
     return result

@@ -389,6 +389,11 @@ int64_t gm_pidfd_open(int pid)
 	return result_of(syscall(SYS_pidfd_open, pid, 0U));
 }
 
+int64_t gm_userfaultfd(unsigned int flags)
+{
+	return result_of(syscall(SYS_userfaultfd, flags));
+}
+
 int64_t gm_pidfd_getfd(int pidfd, int target_fd)
 {
 	return result_of(syscall(SYS_pidfd_getfd, pidfd, target_fd, 0U));

@@ -45,6 +45,7 @@ def memfd_devices(root: Path = Path("/")) -> dict[int, int]:
     """Page size (bytes) by the device (st_dev) of this kernel's memfds, which nothing else has.
 
     Memory shared by anonymous mappings and System V's has the first one, too, and no descriptor.
+    Raises KernelError where no memfd can be made.
     """
     return dict(_memfd_devices(huge_page_sizes(root)))
 
@@ -56,8 +57,10 @@ def _memfd_devices(sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     for page_size in (PAGE_SIZE, *sizes):
         try:
             fd = create_memfd("gmemd-probe", 0, page_size=page_size)
-        except KernelError:  # no pool of that size here
-            continue
+        except KernelError:
+            if page_size == PAGE_SIZE:
+                raise
+            continue  # no pool of that size here
         try:
             devices.append((os.fstat(fd).st_dev, page_size))
         finally:

@@ -251,7 +251,10 @@ static int64_t scan_range_by_mincore(struct scan *scan, uint64_t page, uint64_t 
 	return take_marked(scan, page, count, marks);
 }
 
-/* Chooses the look: 1 cachestat, 0 mincore, -errno where neither tells the truth. */
+/*
+ * Chooses the look: 1 cachestat, 0 mincore, -errno where neither tells the truth. To those who may
+ * not write the file cachestat says EPERM, and a filter does to all.
+ */
 static int64_t choose_look(const struct scan *scan)
 {
 	int64_t result = -ENOSYS;
@@ -260,7 +263,7 @@ static int64_t choose_look(const struct scan *scan)
 		result = cached_pages(scan, 0, 1);
 	if (result >= 0)
 		return 1;
-	if (result == -EOPNOTSUPP)
+	if (result == -EOPNOTSUPP || result == -EPERM)
 		return result;
 	result = gm_mincore_honest(scan->fd);
 	if (result < 0)

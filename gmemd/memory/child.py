@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from gmemd.errors import GmemdError
 from gmemd.kernel import process
 from gmemd.kernel.errors import KernelError
+from gmemd.kernel.memfd import create_memfd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,7 +117,12 @@ class Child:
 
     def __init__(self, module: str, *, fds: Sequence[int] = ()) -> None:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._stderr = open(os.memfd_create(f"stderr of {module}"), "w+b")  # noqa: SIM115, PTH123
+        try:
+            self._stderr = open(create_memfd(f"stderr of {module}", 0), "w+b")  # noqa: SIM115, PTH123
+        except KernelError:
+            self.channel.close()
+            theirs.close()
+            raise
         command = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP]
         command += [module, str(theirs.fileno()), str(os.getpid()), *sys.path]
         try:
@@ -165,7 +171,11 @@ class Child:
 
 
 def tie_to_parent(parent_pid: int) -> None:
-    """Die when the thread that started this process ends, also if it has ended already."""
-    process.set_parent_death_signal(signal.SIGKILL)
+    """Die when the thread that started this process ends, also if it has ended already.
+
+    Where that can't be asked for, the end of the channel is what ends it.
+    """
+    with contextlib.suppress(KernelError):
+        process.set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)

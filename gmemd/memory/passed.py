@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gmemd.errors import GmemdError
+from gmemd.kernel.errors import KernelError
 from gmemd.kernel.identity import (
     FileKind,
     MemoryFile,
@@ -18,6 +19,7 @@ from gmemd.kernel.identity import (
 from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED, GUEST_MEMFD_MMAP
 from gmemd.kernel.memfd import PAGE_SIZE
 from gmemd.memory.creator import create_guest_memfds
+from gmemd.memory.errors import ProvisionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +44,16 @@ class MemoryFiles:
         self._try_again = 0.0
 
     def identify(self, fd: int) -> MemoryFile:
-        """Say which memory a descriptor is; raises NotMemoryError. No file system is asked."""
+        """Say which memory a descriptor is; no file system is asked.
+
+        Raises NotMemoryError, and ProvisionError where the kernel doesn't tell.
+        """
+        try:
+            return self._identify(fd)
+        except KernelError as error:
+            raise ProvisionError(error.message, reason="system-call", hint=error.hint) from error
+
+    def _identify(self, fd: int) -> MemoryFile:
         try:
             return identify_memory(fd, guest_memfd_device=self._device)
         except NotMemoryError:

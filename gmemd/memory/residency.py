@@ -9,9 +9,11 @@ import random
 
 from gmemd.kernel import pages
 from gmemd.kernel.errors import KernelError
+from gmemd.kernel.memfd import is_guest_memfd
 
 BASE_PAGE = 4096
 _CONFIRMED_WINDOWS = 64
+_NOT_COUNTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 _CONFIRMED_WINDOW_BYTES = 1 << 20
 
 
@@ -25,7 +27,7 @@ def allocated_bytes(fd: int, offset: int, length: int, page_size: int) -> int:
         try:
             return pages.cachestat(fd, offset, length).cache * BASE_PAGE
         except KernelError as error:
-            if error.errno not in {errno.ENOSYS, errno.EOPNOTSUPP}:
+            if error.errno not in _NOT_COUNTED or is_guest_memfd(fd):  # which has no st_blocks
                 raise
     status = os.fstat(fd)
     allocated = min(status.st_blocks * 512, length)

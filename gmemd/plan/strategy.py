@@ -54,6 +54,10 @@ def _by_inode(region: RegionSpec, host: Host, feature: str, why: str) -> Choice:
         return _by_proxy(
             region, f"whether this kernel keeps a {region.backend}'s policy is unknown"
         )
+    if found.forbidden:
+        return _by_proxy(
+            region, f"gmemd may set no {region.backend}'s policy: {found.detail} ({found.remedy})"
+        )
     return _by_proxy(region, f"this kernel drops a {region.backend}'s policy")
 
 
