@@ -49,9 +49,8 @@ class TlsFault(Exception):  # noqa: N818  a fault of a file, said in the words o
 def make_context(tls: TlsConfig, cert: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:
     """A context that serves the certificate; raises TlsFault. Without CAs ``client_ca`` is empty.
 
-    The certificates are ones: check_certificates() found no fault with them.
-
-    No session is resumed, so that a client is verified by what is in force when it connects.
+    The certificates are ones: check_certificates() found no fault with them. No session
+    outlives the context, so that a client is verified by what is in force when it connects.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.min_version]

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_SESSIONS = 1000
+"""Sessions of TLS 1.2 that OpenSSL keeps to be resumed, 1.1 KiB each, before all are forgotten; its
+own limit is twenty times as high."""
+
 
 class Web(Collector):
     """What protects the metrics now, and a metric that tells whether it is the newest there is.
@@ -44,7 +48,7 @@ class Web(Collector):
             stamps = self._reading.stamps
             if any(stamp_of(path) != stamp for path, stamp in stamps.items()):
                 self._read_again(is_news=True)
-            elif not self._reading.is_settled:
+            elif not self._reading.is_settled or _is_crowded(self._protection):
                 self._read_again(is_news=False)
             return self._protection
 
@@ -80,3 +84,8 @@ class Web(Collector):
         for warning in self._protection.warnings:
             if warning not in told:
                 log.warning("%s", warning)
+
+
+def _is_crowded(protection: Protection) -> bool:
+    context = protection.context
+    return context is not None and context.session_stats()["number"] > MOST_SESSIONS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import ssl
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gmemd.export import http as server_module
+from gmemd.export import protection as protection_module
+from gmemd.export import web as web_module
 from gmemd.export.http import MetricsServer
 from gmemd.export.instruments import Counters
 from gmemd.export.listening import parse_listen
@@ -253,3 +256,27 @@ def test_a_stop_ends_handshakes(directory: Path) -> None:
         assert ended(client)
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith("metrics")]
+
+
+def test_sessions_of_old_clients_are_forgotten_before_they_are_many(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_module, "MOST_SESSIONS", 3)
+    monkeypatch.setattr(protection_module, "SETTLED_SECONDS", 0.0)
+    context = ssl.create_default_context(cafile=directory / "ca.crt")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    path = directory / "web.yaml"
+    path.write_text(f"{TLS}}}")
+    web = Web(path)
+    kept = []
+    with MetricsServer(["127.0.0.1:0"], lambda: SNAPSHOT, Counters(), web) as server:
+        for _ in range(10):
+            address = parse_listen(server.addresses[0])
+            connection = http.client.HTTPSConnection(*address, timeout=20, context=context)
+            connection.request("GET", "/")
+            assert connection.getresponse().read()
+            connection.close()
+            in_force = web.protection().context
+            assert in_force is not None
+            kept.append(in_force.session_stats()["number"])
+    assert max(kept) in {3, 4}
