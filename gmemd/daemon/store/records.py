@@ -1,14 +1,14 @@
 """What is written down of VMs that have memory, for the daemon that comes next. Pure.
 
 The state is lines of text: a header with the format's version, the boot that it is of, a sequence
-number and a checksum of what follows; then one VM to a line, as JSON. A line that can't be read
+number and a checksum of it all; then one VM to a line, as JSON. A line that can't be read
 costs its VM's record alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import zlib
 from collections.abc import Mapping, Sequence  # noqa: TC003  pydantic reads annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -22,6 +22,8 @@ VERSION = 1
 """Of the format. Whatever changes in the records so that an older gmemd can't read it counts up."""
 
 Inode = tuple[int, int]
+
+_CHECKSUM_BYTES = 16
 
 
 class PlanRecord(Value):
@@ -122,7 +124,7 @@ class Header(Value):
     boot_id: str
     sequence: int
     body_bytes: int = Field(ge=0)
-    checksum: int
+    checksum: str = ""
     next_holder: int = 0
     unclaimed: tuple[str, ...] = ()
 
@@ -163,10 +165,10 @@ def encode_state(
         boot_id=boot_id,
         sequence=sequence,
         body_bytes=len(body),
-        checksum=zlib.crc32(body),
         next_holder=next_holder,
         unclaimed=tuple(unclaimed),
     )
+    header = header.model_copy(update={"checksum": _checksum(header, body)})
     return header.model_dump_json().encode() + b"\n" + body
 
 
@@ -187,7 +189,7 @@ def decode_state(data: bytes) -> State:
     body = rest[: header.body_bytes]
     if len(body) < header.body_bytes:
         raise StateError(f"it ends after {len(body)} of {header.body_bytes} bytes")
-    if zlib.crc32(body) != header.checksum:
+    if _checksum(header, body) != header.checksum:
         raise StateError("its checksum doesn't match")
     vms, unreadable = [], []
     for number, line in enumerate(body.splitlines(), 2):
@@ -197,6 +199,12 @@ def decode_state(data: bytes) -> State:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             unreadable.append(f"line {number}: {where}: {error.errors()[0]['msg']}")
     return State(header, tuple(vms), tuple(unreadable))
+
+
+def _checksum(header: Header, body: bytes) -> str:
+    """Of both: a header may be written anew over one whose body is still there."""
+    plain = header.model_copy(update={"checksum": ""}).model_dump_json().encode()
+    return hashlib.blake2b(plain + b"\n" + body, digest_size=_CHECKSUM_BYTES).hexdigest()
 
 
 def _header(line: bytes) -> Header:
