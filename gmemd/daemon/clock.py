@@ -51,6 +51,25 @@ def shift_vm(vm: ManagedVm, seconds: float) -> None:
     vm.touch()
 
 
+def mistrust_vm(vm: ManagedVm) -> None:
+    """Have no time of a VM be still to come, as told by an earlier daemon: the clock was set since.
+
+    By how much nobody knows, so when pages were verified isn't known any more then.
+    """
+    now = time.time()
+    vm.since = min(vm.since, now)
+    if vm.holder is not None:
+        vm.holder.since = min(vm.holder.since, now)
+    if vm.audit is not None:
+        regions = (
+            replace(region, verified_timestamp=None)
+            if region.verified_timestamp is not None and region.verified_timestamp > now
+            else region
+            for region in vm.audit.regions
+        )
+        vm.audit = replace(vm.audit, regions=tuple(regions))
+
+
 def shifted(status: VmStatus, seconds: float) -> VmStatus:
     """A status in the times of a clock that was set by so much."""
     audit = _shifted_audit(status.audit, seconds) if status.audit is not None else None

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from gmemd.audit.model import RegionAudit, VmAudit
+from gmemd.daemon.clock import mistrust_vm
 from gmemd.daemon.desired import Desired
 from gmemd.daemon.vm import ManagedVm
 from gmemd.export.snapshot import VmState
@@ -96,6 +97,7 @@ def _vm(found: RecoveredVm) -> ManagedVm:
         vm.lost = record.lost
     if found.regions:
         vm.settle()
+    mistrust_vm(vm)
     return vm
 
 

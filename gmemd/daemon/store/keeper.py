@@ -157,7 +157,7 @@ class Keeper:
         due = [now + COMMIT_SECONDS]
         if self._check_at and self._checking is None:
             due.append(self._check_at)
-        if self._refused:
+        if self._refused or self._problems:
             due.append(self._retry_at)
         return max(0.0, min(due) - now)
 
@@ -173,7 +173,7 @@ class Keeper:
         for name in done.removed:
             self._stored.pop(name, None)
             self._unclaimed.discard(name)
-        if done.failed:
+        if done.failed or done.problems:
             self._retry_at = time.monotonic() + RETRY_SECONDS
         self._refused |= done.failed
         if done.put or done.removed:

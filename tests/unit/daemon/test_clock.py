@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
-from gmemd.daemon.clock import WallClock, shift_vm, shifted
+from gmemd.daemon.clock import WallClock, mistrust_vm, shift_vm, shifted
 from gmemd.daemon.holding import Holder
 from gmemd.daemon.vm import ManagedVm
 from tests.unit.daemon.vms import audited_status
@@ -65,3 +66,24 @@ def test_all_times_of_a_vm_are_put_right() -> None:
     assert seen.audit is not None
     assert (seen.since, seen.audit.started_timestamp) == (0.5, 0.5)
     assert shifted(replace(status, audit=None), 1.0).audit is None
+
+
+def test_no_time_that_an_earlier_daemon_told_is_still_to_come() -> None:
+    status, now = audited_status(), time.time()
+    assert status.audit is not None
+    first, second = status.audit.regions
+    regions = (
+        replace(first, verified_timestamp=now + DAY),
+        replace(second, verified_timestamp=now - DAY),
+    )
+    audit = replace(status.audit, regions=regions)
+    vm = ManagedVm("vm", since=now + DAY, audit=audit, holder=Holder(-1, 7, since=now + DAY))
+    mistrust_vm(vm)
+    assert vm.audit is not None
+    assert vm.holder is not None
+    assert now <= vm.since <= time.time()
+    assert now <= vm.holder.since <= time.time()
+    assert [each.verified_timestamp for each in vm.audit.regions] == [None, now - DAY]
+    earlier = ManagedVm("vm", since=now - DAY, holder=Holder(-1, 7, since=now - DAY))
+    mistrust_vm(earlier)
+    assert (earlier.since, earlier.holder and earlier.holder.since) == (now - DAY, now - DAY)
