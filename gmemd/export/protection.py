@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from gmemd.export.tls import TlsFault, check_certificates, make_context
+from gmemd.export.tls import TlsFault, check_certificates, make_context, objection
 from gmemd.spec.loading import in_order, read_file
 from gmemd.spec.problems import Fault, SpecError, printable
 from gmemd.spec.validate import validate
@@ -64,6 +64,7 @@ class Reading:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._began = time.time()
+        self._warnings: list[str] = []
         self.stamps: dict[Path, Stamp] = {}
 
     @property
@@ -85,7 +86,8 @@ class Reading:
                 context = self._context(web.tls_server_config, document)
         if web is None or document.problems:
             raise SpecError(tuple(map(_without_secrets, in_order(document))))
-        return _protection(web, context, self._warnings(web))
+        self._warn(web)
+        return _protection(web, context, tuple(self._warnings))
 
     def _read(self, path: Path) -> bytes:
         self.stamps[path] = stamp_of(path)
@@ -102,7 +104,10 @@ class Reading:
         if bad or not parts["cert"] or not parts["key"]:
             return None
         with self._reported(tls, document):
-            return make_context(tls, parts["cert"], parts["key"], parts["client_ca"])
+            context = make_context(tls, parts["cert"], parts["key"], parts["client_ca"])
+            if why := objection(tls, parts["cert"], parts["key"]):
+                self._warnings.append(f"{self._path}: clients won't take the certificate: {why}")
+            return context
         return None
 
     @contextlib.contextmanager
@@ -119,10 +124,7 @@ class Reading:
             document.report(Fault((TLS,), f"is refused by OpenSSL: {error}", on_key=True))
 
     def _part(self, tls: TlsConfig, part: str, document: Document) -> bytes:
-        """The bytes of a certificate or key, in place or in a file; nothing where there are none.
-
-        A client_ca is left alone where no client is verified.
-        """
+        """The bytes of a certificate or key, in place or in a file; nothing where there is none."""
         inline, name = getattr(tls, part), getattr(tls, f"{part}_file")
         if inline is not None:
             return str(inline).encode()
@@ -143,10 +145,10 @@ class Reading:
             return b""
         return content
 
-    def _warnings(self, web: WebConfig) -> tuple[str, ...]:
-        """What is good enough to be used, and should be otherwise."""
+    def _warn(self, web: WebConfig) -> None:
+        """Note what is good enough to be used, and should be otherwise."""
         tls = web.tls_server_config
-        warnings = []
+        warnings = self._warnings
         if tls is not None and tls.key_file is not None:
             path = self._path.parent / tls.key_file
             warnings += _if_readable(path, "holds a private key")
@@ -156,7 +158,6 @@ class Reading:
             warnings += _if_readable(self._path, "holds hashes of passwords")
         if web.basic_auth_users and tls is None:
             warnings.append(f"{self._path}: without {TLS} passwords are sent in the clear")
-        return tuple(warnings)
 
 
 def _protection(

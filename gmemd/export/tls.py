@@ -78,6 +78,30 @@ def check_certificates(pem: bytes, part: str) -> None:
     _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pem, part)
 
 
+def objection(tls: TlsConfig, cert: bytes, key: bytes) -> str | None:
+    """Why a client that trusts this very certificate wouldn't connect; None if it would.
+
+    That is tried, in memory, with the certificate and key that make_context() took.
+    """
+    anybody = tls.model_copy(update={"client_auth_type": ClientAuth.NONE})
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    _load_authorities(trusting, cert, "cert")
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = make_context(anybody, cert, key, b"").wrap_bio(to_server, to_client, server_side=True)
+    client = trusting.wrap_bio(to_client, to_server)
+    try:
+        for side in (client, server, client):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except ssl.SSLError as error:
+        return _words(error)
+    return None
+
+
 def shake_hands(
     connection: ssl.SSLSocket, allowed_sans: Collection[str], timeout_seconds: float
 ) -> None:

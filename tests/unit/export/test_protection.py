@@ -13,11 +13,12 @@ from gmemd.export.protection import Protection, Reading
 from gmemd.export.tls import is_allowed
 from gmemd.spec.problems import SpecError
 from gmemd.spec.yamltree import LARGEST_FILE
-from tests.certificates import Pair, certify, hashed
+from tests.certificates import Pair, certify, expire, hashed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+REQUIRED = "client_auth_type: RequireAndVerifyClientCert, client_ca_file: server.crt"
 PAIR = "tls_server_config: {cert_file: server.crt, key_file: server.key"
 
 
@@ -214,3 +215,33 @@ def test_names_of_clients(name: str, *, is_in: bool) -> None:
     )
     assert is_allowed({"subjectAltName": names}, [name]) is is_in
     assert not is_allowed({}, [name])
+
+
+@pytest.mark.parametrize(
+    ("usage", "more", "why"),
+    [
+        ("serverAuth", "", None),
+        ("clientAuth", "", "unsuitable certificate purpose"),
+        (
+            "",
+            ", cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256], max_version: TLS12",
+            "no shared cipher",
+        ),
+        ("", f", {REQUIRED}", None),
+    ],
+)
+def test_what_no_client_would_take_is_warned_of(
+    tmp_path: Path, usage: str, more: str, why: str | None
+) -> None:
+    pair = certify(tmp_path, "server", usage=usage)
+    pair.key.chmod(0o640)
+    made = protection(tmp_path, f"{PAIR}{more}}}")
+    assert made.context is not None
+    told = f"{tmp_path}/web.yaml: clients won't take the certificate: {why}"
+    assert made.warnings == (() if why is None else (told,))
+
+
+def test_an_expired_certificate_is_warned_of(tmp_path: Path, server: Pair) -> None:
+    expire(server)
+    (warning,) = protection(tmp_path, f"{PAIR}}}").warnings
+    assert warning.endswith("clients won't take the certificate: certificate has expired")
