@@ -20,8 +20,8 @@ from gmemd.daemon.store import statefile
 from gmemd.daemon.store.committing import Commit, Committer
 from gmemd.daemon.store.fdstore import FdStore, holder_name
 from gmemd.daemon.store.manager import NotToldError, ask, own_unit
-from gmemd.daemon.store.records import encode_state, encode_vm
-from gmemd.daemon.store.telling import fds_of, record_of
+from gmemd.daemon.store.records import encode_state
+from gmemd.daemon.store.telling import Lines, fds_of
 from gmemd.daemon.vm import Work
 from gmemd.export.snapshot import Kept
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-COMMIT_SECONDS = 60.0
+COMMIT_SECONDS = 30.0
 """Between two commits that nobody asks for: audits change what is known."""
 
 RETRY_SECONDS = 30.0
@@ -68,7 +68,7 @@ class Keeper:
         self._unclaimed: set[str] = set()
         self._refused: dict[str, str] = {}
         self._retry_at = 0.0
-        self._lines: dict[str, tuple[object, bytes | None]] = {}
+        self._lines = Lines()
         self._waiting: list[asyncio.Future[None]] = []
         self._wanted = asyncio.Event()
         self._check_at = 0.0
@@ -188,7 +188,7 @@ class Keeper:
         self._unclaimed -= wanted.keys()
         self._sequence += 1
         data = encode_state(
-            list(self._encoded()),
+            list(self._lines.of(self._fleet.vms.values())),
             boot_id=self._boot_id,
             sequence=self._sequence,
             next_holder=self._next_holder,
@@ -245,21 +245,6 @@ class Keeper:
         name = holder_name(self._next_holder)
         self._next_holder += 1
         return name
-
-    def _encoded(self) -> Iterator[bytes]:
-        """The line of each VM that has one; made anew only where the VM has changed."""
-        lines: dict[str, tuple[object, bytes | None]] = {}
-        for name, vm in self._fleet.vms.items():
-            known = self._lines.get(name)
-            holder = vm.holder.stored_as if vm.holder is not None else ""
-            revision = vm.revision, holder
-            if known is None or known[0] != revision:
-                record = record_of(vm)
-                known = revision, encode_vm(record) if record is not None else None
-            lines[name] = known
-            if known[1] is not None:
-                yield known[1]
-        self._lines = lines
 
     def _check(self) -> None:
         """Ask systemd what it has, if it is time; beside everything else."""
