@@ -10,12 +10,13 @@ import errno
 import functools
 import json
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 DENIED = "GMEMD_TESTS_DENIED"
 """Names of system calls, between spaces, that are denied to the process with EPERM (ONLY)."""
@@ -27,9 +28,11 @@ ALLOW = 0x7FFF0000
 ERRNO = 0x00050000
 ACTIONS = {"SCMP_ACT_ALLOW": ALLOW, "SCMP_ACT_ERRNO": ERRNO}
 OPERATIONS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
-ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}
-NEW = {"cachestat": 451}
+NEW = {"cachestat": 451, "fchmodat2": 452}
 """Calls that came after Debian 12's libseccomp; their number is the same everywhere."""
+
+UNKNOWN = -1
+"""What libseccomp says of a name that no machine has; calls of other machines are below."""
 
 
 class _Comparison(ctypes.Structure):
@@ -53,11 +56,13 @@ def _library() -> ctypes.CDLL:
 
 
 def number_of(name: str) -> int | None:
-    """A call's number on this machine; None where it has none."""
+    """A call's number on this machine; None where it has none. Raises ValueError: no such call."""
     number = int(_library().seccomp_syscall_resolve_name(name.encode()))
-    if number >= 0:
-        return number
-    return NEW.get(name)
+    if number == UNKNOWN:
+        if name not in NEW:
+            raise ValueError(f"{name} is no system call")
+        return NEW[name]
+    return number if number >= 0 else None
 
 
 @contextmanager
@@ -81,18 +86,19 @@ def deny(names: Iterable[str]) -> None:
         for name in names:
             call, _, only = name.partition(":")
             number = number_of(call)
-            if number is None:
-                raise ValueError(f"{call} is no system call here")
             array = (_Comparison * len(ONLY[only]))(*ONLY[only])
             rule = (context, ctypes.c_uint32(ERRNO | errno.EPERM), number, len(array), array)
             _must(_library().seccomp_rule_add_array(*rule), name)
 
 
-def confine(profile: dict[str, Any]) -> None:
-    """Put this process and all that come from it under a profile, in Docker's format."""
+def confine(profile: dict[str, Any], capabilities: Collection[str] = ()) -> None:
+    """Put this process and all that come from it under a profile, in Docker's format.
+
+    ``capabilities`` are those that its container would have.
+    """
     with _filter(_action(profile["defaultAction"], profile)) as context:
         for group in profile["syscalls"]:
-            if not _is_meant(group):
+            if not _is_meant(group, capabilities):
                 continue
             comparisons = [_comparison(one) for one in group.get("args", [])]
             array = (_Comparison * len(comparisons))(*comparisons)
@@ -114,11 +120,9 @@ def _comparison(told: dict[str, Any]) -> _Comparison:
     return _Comparison(told["index"], operation, told["value"], told.get("valueTwo", 0))
 
 
-def _is_meant(group: dict[str, Any]) -> bool:
-    """Whether a group is for this machine and a container without capabilities."""
+def _is_meant(group: dict[str, Any], capabilities: Collection[str]) -> bool:
     wanted = group.get("includes", {})
-    here = ARCHITECTURE.get(os.uname().machine)
-    return not wanted.get("caps") and here in wanted.get("arches", [here])
+    return set(wanted.get("caps", ())) <= set(capabilities)
 
 
 def obey(environment: os._Environ[str]) -> None:
@@ -127,3 +131,13 @@ def obey(environment: os._Environ[str]) -> None:
         deny(names.split())
     if path := environment.pop(PROFILE, ""):
         confine(json.loads(Path(path).read_text()))
+
+
+def main() -> NoReturn:
+    """Become a command under a profile: ``PROFILE COMMAND…``."""
+    confine(json.loads(Path(sys.argv[1]).read_text()))
+    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606  that is what it is for
+
+
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,9 @@ _PROBES: dict[str, Callable[[], int]] = {
     "userfaultfd": lambda: lib.gm_userfaultfd(_NO_FLAGS),
 }
 
+PROBED = frozenset(_PROBES)
+"""The calls whose denial is told from the kernel's own: what gmemd is for rests on them."""
+
 _LOOKS = ("move_pages", "madvise", "mincore", "cachestat")
 _MADE_OF = {
     "mmap": ("madvise",),
