@@ -10,13 +10,13 @@ that it punches has one more mapping to leave, 4.2 instead of 3.4 us.
 from __future__ import annotations
 
 import errno
-import os
 from array import array
 from collections import Counter
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Self
 
+from gmemd.kernel.descriptor import inode_of
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.kept import Pagemap
 from gmemd.kernel.mapping import Mapping
@@ -89,6 +89,7 @@ class KeptWindows:
         self._failures = 0
         self._pagemap = Pagemap()
         self._windows: dict[_File, dict[tuple[int, int], _Kept]] = {}
+        self._file_of: dict[int, _File] = {}
         self._lock = Lock()
 
     def __enter__(self) -> Self:
@@ -110,14 +111,18 @@ class KeptWindows:
             self._pagemap.close()
 
     def forget(self, fd: int) -> None:
-        """Unmap all windows of a file."""
+        """Unmap all windows of a file, before that descriptor of it is closed; raises nothing.
+
+        It was remembered which file it is.
+        """
         with self._lock:
-            self._drop_file(_file(fd))
+            if (file := self._file_of.pop(fd, None)) is not None:
+                self._drop_file(file)
 
     def has(self, fd: int, offset: int, length: int) -> bool:
         """Whether a window of a file is kept."""
         with self._lock:
-            return bool(self.n_windows) and (offset, length) in self._windows.get(_file(fd), ())
+            return bool(self.n_windows) and (offset, length) in self._windows.get(inode_of(fd), ())
 
     def resize(self, budget_bytes: int) -> None:
         """Take on another budget; what is kept beyond it is unmapped as it is looked at."""
@@ -130,7 +135,7 @@ class KeptWindows:
         tell: a look that keeps nothing has to do. Raises KernelError as a scan does.
         """
         with self._lock:
-            file = _file(fd)
+            file = self._file_of[fd] = inode_of(fd)
             kept = self._windows.get(file, {}).get((offset, length))
             if kept is None:
                 return self._first_look(fd, file, offset, length)
@@ -205,8 +210,3 @@ class KeptWindows:
         for where in list(self._windows.get(file, ())):
             self._drop(file, where)
         self._windows.pop(file, None)
-
-
-def _file(fd: int) -> _File:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino

@@ -9,7 +9,6 @@ idle region is an error.
 from __future__ import annotations
 
 import errno
-import os
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -19,6 +18,7 @@ from gmemd.audit.jobs import Jobs
 from gmemd.audit.model import PolicyRead, RegionAudit
 from gmemd.errors import Exit, GmemdError
 from gmemd.kernel.bind import read_policy
+from gmemd.kernel.descriptor import status_of
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mapping import Mapping
 from gmemd.kernel.memfd import PAGE_SIZE, is_guest_memfd
@@ -281,7 +281,7 @@ def has_changed(fd: int, ranges: Sequence[ReadRange]) -> bool:
 
 def huge_bytes(fd: int, size_bytes: int) -> int:
     """Give the most that a region of huge pages has allocated, by its file's block count."""
-    return min(os.fstat(fd).st_blocks * _BLOCK_BYTES, size_bytes)
+    return min(status_of(fd).st_blocks * _BLOCK_BYTES, size_bytes)
 
 
 def _resident_bytes(fd: int, offset: int, length: int) -> int | None:
@@ -318,6 +318,6 @@ def _count_unread(
 
 def _about_resident_bytes(fd: int, length: int) -> int:
     """A window's share of what the file has allocated, as fstat tells; 0 of a guest_memfd."""
-    status = os.fstat(fd)
+    status = status_of(fd)
     pages = status.st_blocks * _BLOCK_BYTES * length // max(status.st_size, 1) // PAGE_SIZE
     return min(pages * PAGE_SIZE, length)

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,7 +23,7 @@ from gmemd.daemon.varlink.told import ambiguous, layout_mismatch, told_ambiguous
 from gmemd.daemon.watched import remedy
 from gmemd.errors import GmemdError
 from gmemd.host.vms.holders import read_facts
-from gmemd.host.vms.taking import open_vmm, taken
+from gmemd.host.vms.taking import duplicate, open_vmm, taken
 from gmemd.plan.adopting import plan_adoption
 from gmemd.plan.errors import AmbiguousError, Candidate, LayoutMismatchError
 from gmemd.plan.observed import plan_observed
@@ -277,9 +275,9 @@ def _take(spec: VmSpec, found: FoundVm, host: Host, in_hand: _InHand, *, whole: 
     if whole and lacking is not None:
         raise LayoutMismatchError(lacking.why, guest_node=lacking.guest_node)
     wanted = [(region.fd, region.inode) for region in adoption.regions]
-    with ExitStack() as stack:
-        fds = stack.enter_context(taken(found.vmm, in_hand.pidfd, wanted))
-        in_hand.fds = [os.dup(fd) for fd in fds]
+    with taken(found.vmm, in_hand.pidfd, wanted) as fds:
+        for fd in fds:
+            in_hand.fds.append(duplicate(fd))
     return adoption
 
 

@@ -9,9 +9,8 @@ from gmemd.daemon.handing import PassedCgroup
 from gmemd.daemon.holding import Holder
 from gmemd.daemon.varlink import errors
 from gmemd.daemon.varlink.peer import PeerError
+from gmemd.errors import GmemdError
 from gmemd.host.vms.holders import (
-    NotACgroupError,
-    NotAPidfdError,
     cgroup_of_procs,
     pid_of_pidfd,
     read_facts,
@@ -50,7 +49,7 @@ async def holder_of(call: Call, index: int | None, workers: Workers) -> Holder:
         passed = _passed_fd(call, index)
         try:
             pid = pid_of_pidfd(passed)
-        except NotAPidfdError as error:
+        except GmemdError as error:
             raise errors.FdRejected(index=index, reason=error.in_one_line) from error
         facts = await workers.read(read_facts, pid)
         vouched = call.peer.privileged or pid == call.peer.pid
@@ -67,7 +66,7 @@ async def payer_of(call: Call, index: int | None, workers: Workers) -> Payer:
     passed = _passed_fd(call, index)
     try:
         directory = await workers.read(cgroup_of_procs, passed)
-    except NotACgroupError as error:
+    except GmemdError as error:
         raise errors.FdRejected(index=index, reason=error.in_one_line) from error
     return Payer(PassedCgroup(_duplicate(passed, index), directory))
 

@@ -17,10 +17,10 @@ from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
 from gmemd.audit.asked import Asked
-from gmemd.audit.observed import Effort, Unknown
+from gmemd.audit.observed import Effort
 from gmemd.audit.scan import AuditStoppedError
 from gmemd.daemon.clock import shifted
-from gmemd.daemon.observing import Finder, Found
+from gmemd.daemon.observing import Finder, Found, see
 from gmemd.daemon.on_demand import daemon_stops
 from gmemd.daemon.watched import (
     Wanted,
@@ -148,15 +148,21 @@ class Observer:
             try:
                 await self._round(self._wanted)
                 self._failure = ""
-            except GmemdError as error:
-                if self._failure != str(error):
-                    log.error("looking for running VMs failed: %s", error.in_one_line)  # noqa: TRY400
-                self._failure = str(error)
-            except Exception as error:
-                if self._failure != str(error):
-                    log.exception("looking for running VMs failed")
-                self._failure = str(error)
+            except Exception as error:  # noqa: BLE001  it is told, and the next round may do better
+                self._failed(error)
             await self._pause(began + self._wanted.interval_seconds - time.monotonic())
+
+    def _failed(self, error: Exception) -> None:
+        """Tell, with each VM that is looked for, that nothing was found out this time."""
+        words = f"looking for running VMs failed: {error}"
+        if self._failure != words:
+            log.error("%s", words, exc_info=None if isinstance(error, GmemdError) else error)
+        self._failure = words
+        self._counters.add_audit_error("discovery")
+        missed = (spec.vm for spec in self._wanted.specs if spec.vm not in self._vms)
+        self._waiting |= dict.fromkeys(missed, (words, getattr(error, "hint", None) or ""))
+        self.found = object()
+        self._changed()
 
     def stop(self) -> None:
         """End what runs in the threads, at its next chance."""
@@ -167,8 +173,8 @@ class Observer:
         """Look at one VM now; None where none of that name runs (any more).
 
         Where nothing else is asked, as is done again and again; what a sample tells that was asked
-        for is for the caller alone. Raises GmemdError where looking at
-        it failed; what was known of it still is. Where the caller is cancelled the look ends.
+        for is for the caller alone. Raises GmemdError where looking at it failed; what was known of
+        it still is. Where the caller is cancelled the look ends.
         """
         vm = self._vms.get(name)
         if vm is None:
@@ -288,7 +294,10 @@ class Observer:
             return
         except Exception as error:
             if not vm.failure:
-                log.exception("%s: looking at it failed", vm.name)
+                traceback = None if isinstance(error, GmemdError) else error
+                log.error(  # noqa: TRY400  a traceback is for what nobody expected
+                    "%s: looking at it failed: %s", vm.name, error, exc_info=traceback
+                )
             self._counters.add_audit_error("failed")
             vm.failure = str(error) or type(error).__name__
         else:
@@ -307,7 +316,7 @@ class Observer:
         found, effort = vm.found, self._effort(Asked(), self._stop)
         with _noting(f"looking at {vm.name}"):
             seen, cpu_seconds = await self._workers.observe(
-                _timed, lambda: _see(self._known_finder(), found, host, effort)
+                _timed, lambda: see(self._known_finder(), found, host, effort)
             )
         if not vm.news:
             self._workers.scanning.looks.spend(cpu_seconds)
@@ -321,7 +330,7 @@ class Observer:
         effort = self._effort(asked, stop)
         self._asked.add(stop)
         try:
-            return await self._workers.look(lambda: _see(self._new_finder(), found, host, effort))
+            return await self._workers.look(lambda: see(self._new_finder(), found, host, effort))
         finally:
             stop.set()
             self._asked.discard(stop)
@@ -368,13 +377,6 @@ class Observer:
     def _log_gone(self, vm: Watched) -> None:
         self._counters.forget(vm.found.name)
         log.info("%s: gone", vm.name)
-
-
-def _see(finder: Finder, found: FoundVm, host: Host, effort: Effort) -> VmStatus | None:
-    """In a thread: how a VM is; None where it isn't what it was found to be any more."""
-    seen = finder.observe(found, host, effort)
-    gone = seen.running is not None and seen.running.unknown == Unknown.GONE
-    return None if gone else seen
 
 
 def _timed(work: Callable[[], _R]) -> tuple[_R, float]:

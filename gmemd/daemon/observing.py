@@ -330,3 +330,10 @@ def _warnings(vm: ObservedVm, seen: ObservedAudit, audit: VmAudit | None) -> Ite
             yield f"not all of it was seen: {unseen.message}" + (
                 f" ({unseen.hint})" if unseen.hint else ""
             )
+
+
+def see(finder: Finder, found: FoundVm, host: Host, effort: Effort) -> VmStatus | None:
+    """How a VM is; None where it isn't what it was found to be any more. Blocks."""
+    seen = finder.observe(found, host, effort)
+    gone = seen.running is not None and seen.running.unknown == Unknown.GONE
+    return None if gone else seen

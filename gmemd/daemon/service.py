@@ -158,7 +158,11 @@ class Daemon:
         with metrics_server(
             self._config, self._passed.metrics, lambda: self.snapshot, self._counters
         ) as metrics:
-            server = Server(listener.socket.dup(), protocol_factory(self._desk), self._may_send_fds)
+            server = Server(
+                listener.socket.dup(),
+                protocol_factory(self._desk, self._counters.add_api_error),
+                self._may_send_fds,
+            )
             try:
                 await self._start(server, metrics, listener.path)
                 await self._until_stopped()

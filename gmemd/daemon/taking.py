@@ -17,10 +17,10 @@ from gmemd.daemon.steps import step
 from gmemd.daemon.varlink.errors import AlreadyOwned, FdRejected, LayoutMismatch, NotReady
 from gmemd.daemon.varlink.told import layout_mismatch, provisioning_failed
 from gmemd.daemon.vm import Work
+from gmemd.errors import GmemdError
 from gmemd.export.snapshot import VmState
 from gmemd.host.vms.holders import has_exited
 from gmemd.memory.errors import ProvisionError
-from gmemd.memory.passed import NotMemoryError
 from gmemd.plan.admission import Ask, admit
 from gmemd.plan.errors import LayoutMismatchError
 from gmemd.plan.ledger import Ledger
@@ -176,7 +176,7 @@ class Taking:
                 )
             try:
                 files[index] = await self._fleet.workers.identify(fds[index])
-            except NotMemoryError as error:
+            except GmemdError as error:
                 raise FdRejected(index=index, reason=error.in_one_line) from error
             except ProvisionError as error:
                 raise provisioning_failed(vm, error) from error

@@ -84,8 +84,9 @@ class ManagedVm:
     ``release_wanted``: what there is is given back as soon as nothing else is done for the VM.
     ``inline``: its spec came with a call, and goes with the memory. ``prefaulted`` tells whether
     the holder's cgroup has paid for its pages (cgroup: peer). ``failures`` counts all failed
-    attempts ever, ``cause`` is the last one's. ``spec_indexes`` gives, by region id, the place of a
-    region's spec among its guest node's. ``looked_at`` is bytes, and bytes in all, of an audit.
+    attempts ever, ``failed`` those by reason, ``cause`` is the last one's.
+    ``spec_indexes`` gives, by region id, the place of a region's spec among its guest node's.
+    ``looked_at`` is bytes, and bytes in all, of an audit.
     ``left_alone`` is the pid of a VMM that was let go while it runs: it isn't adopted unasked.
     ``answer`` is what an audit told that is for who asked alone. ``unadopted`` is why a VMM that
     runs isn't adopted, and the way out. ``audit_before`` is what an earlier daemon had verified.
@@ -130,6 +131,7 @@ class ManagedVm:
     inline: bool = False
     prefaulted: bool = False
     failures: int = 0
+    failed: Mapping[str, int] = field(default_factory=dict)
     cause: Failure | None = None
     spec_indexes: dict[int, int] = field(default_factory=dict)
     next_region_id: int = 0
@@ -203,6 +205,7 @@ class ManagedVm:
         self.progress = None
         self.cause = cause
         self.failures += 1
+        self.failed = {**self.failed, reason: self.failed.get(reason, 0) + 1}
         self.attempts += 1
         self.retry_at = time.monotonic() + retry_seconds(self.attempts)
         news, self.failure = reason != self.failure, reason
@@ -338,6 +341,7 @@ class ManagedVm:
             warnings=tuple(self._warnings()),
             holder=self.holder.status() if self.holder is not None else None,
             inline=self.inline,
+            failed=self.failed,
         )
 
     def _region_statuses(self) -> Iterator[RegionStatus]:

@@ -266,8 +266,10 @@ class Workers:
         """Give regions back."""
 
         def give_back(leaving: Sequence[Region]) -> None:
-            self.scanning.remove(leaving)
-            release(leaving)
+            try:
+                self.scanning.remove(leaving)
+            finally:
+                release(leaving)
 
         await _run(self._releasing, partial(give_back, list(regions)))
 
@@ -275,9 +277,11 @@ class Workers:
         """Close regions that something else keeps, with what was made for them left as it is."""
 
         def close(leaving: Sequence[Region]) -> None:
-            self.scanning.remove(leaving)
-            for region in leaving:
-                region.close()
+            try:
+                self.scanning.remove(leaving)
+            finally:
+                for region in leaving:
+                    region.close()
 
         await _run(self._releasing, partial(close, list(regions)))
 

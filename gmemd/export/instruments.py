@@ -30,6 +30,7 @@ class Counts:
     audit_errors: dict[str, int]
     policy_failures: dict[tuple[str, str], int]
     prefault_bytes: dict[str, int]
+    api_errors: dict[str, int]
 
 
 class Counters:
@@ -44,6 +45,7 @@ class Counters:
         self._audit_errors: Counter[str] = Counter()
         self._policy_failures: Counter[tuple[str, str]] = Counter()
         self._prefault_bytes: Counter[str] = Counter()
+        self._api_errors: Counter[str] = Counter()
 
     def add_audit(self, audit: VmAudit) -> None:
         """Count a finished audit: its time, CPU time, and the pages and errors of its own looks."""
@@ -80,6 +82,11 @@ class Counters:
         with self._lock:
             self._prefault_bytes[vm] += allocated_bytes
 
+    def add_api_error(self, error: str) -> None:
+        """Count a call that was answered with an error, by its name without the interface."""
+        with self._lock:
+            self._api_errors[error] += 1
+
     def forget(self, vm: str) -> None:
         """Drop what is counted by VM, once the VM is gone."""
         with self._lock:
@@ -98,6 +105,7 @@ class Counters:
                 audit_errors=dict(self._audit_errors),
                 policy_failures=dict(self._policy_failures),
                 prefault_bytes=dict(self._prefault_bytes),
+                api_errors=dict(self._api_errors),
             )
 
     def _cumulative_buckets(self) -> tuple[tuple[str, float], ...]:

@@ -201,6 +201,19 @@ def _counter_families(snapshot: Snapshot, counters: Counters) -> Iterator[Metric
         if vm in vms:
             failures.add_metric([vm, reason], count)
     yield failures
+    vm_failures = CounterMetricFamily(
+        "gmemd_vm_failures", "What was tried for a VM in vain.", labels=["vm", "reason"]
+    )
+    for vm_status in snapshot.vms:
+        for reason, count in sorted(vm_status.failed.items()):
+            vm_failures.add_metric([vm_status.vm, reason], count)
+    yield vm_failures
+    refusals = CounterMetricFamily(
+        "gmemd_api_errors", "Calls that were answered with an error.", labels=["error"]
+    )
+    for name, count in sorted(counts.api_errors.items()):
+        refusals.add_metric([name], count)
+    yield refusals
     prefault = CounterMetricFamily(
         "gmemd_prefault_bytes", "Memory allocated by prefaulting.", labels=["vm"]
     )

@@ -109,6 +109,7 @@ class VmStatus:
     to 1 while provisioning. ``spec_error`` says that the newest version of its file is broken (an
     older one may be in force). ``running`` is there for VMs that were found running, ``holder``
     while a process has memory that gmemd made or took in. ``inline``: its spec came with a call.
+    ``failed`` counts by reason what was tried for it in vain.
     """
 
     vm: str
@@ -128,6 +129,7 @@ class VmStatus:
     running: Running | None = None
     holder: HolderStatus | None = None
     inline: bool = False
+    failed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def guest_nodes(self) -> tuple[int, ...]:

@@ -7,11 +7,11 @@ narrows one in several cases. Here each of them has its own outcome.
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from gmemd.kernel.descriptor import status_of
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mapping import Mapping
 from gmemd.kernel.memfd import PAGE_SIZE, is_guest_memfd, is_hugetlb
@@ -185,7 +185,7 @@ def keeps_inode_policy(fd: int) -> bool:
     """
     if is_hugetlb(fd):
         return False
-    behind = -(-os.fstat(fd).st_size // PAGE_SIZE) * PAGE_SIZE
+    behind = -(-status_of(fd).st_size // PAGE_SIZE) * PAGE_SIZE
     try:
         _set(fd, behind, PAGE_SIZE, _LOCAL, None)
     except KernelError as error:

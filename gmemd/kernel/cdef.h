@@ -60,6 +60,9 @@ struct gm_scan {
 	uint64_t errors[...];
 };
 
+typedef int gm_seam_function(const char *call);
+int64_t gm_set_seam(gm_seam_function *seam);
+
 int64_t gm_kvm_open(const char *path);
 int64_t gm_kvm_create_vm(int kvm_fd);
 int64_t gm_kvm_check_extension(int fd, uint64_t capability);

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING, Self
 
+from gmemd.kernel.errors import system_call
+
 if TYPE_CHECKING:
     from types import TracebackType
+
+
+def status_of(fd: int) -> os.stat_result:
+    """What fstat says of a descriptor; raises KernelError."""
+    with system_call("fstat", f"asking what fd {fd} is"):
+        return os.fstat(fd)
+
+
+def inode_of(fd: int) -> tuple[int, int]:
+    """The identity of a descriptor's file: (st_dev, st_ino). Raises KernelError."""
+    status = status_of(fd)
+    return status.st_dev, status.st_ino
+
+
+def duplicate(fd: int) -> int:
+    """A descriptor of the same open file, close-on-exec; the caller's. Raises KernelError."""
+    with system_call("fcntl", f"duplicating fd {fd}"):
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
 
 
 class OwnedFd:

@@ -36,8 +36,6 @@ _HINTS: dict[tuple[str, int], str] = {
         "(MMAP and INIT_SHARED came with 6.18), or the size is no multiple of 4 KiB"
     ),
     ("KVM_CREATE_GUEST_MEMFD", errnos.EIO): "the VM belongs to another process",
-    ("KVM_CREATE_GUEST_MEMFD", errnos.EMFILE): "raise RLIMIT_NOFILE (LimitNOFILE=)",
-    ("memfd_create", errnos.EMFILE): "raise RLIMIT_NOFILE (LimitNOFILE=)",
     ("memfd_create", errnos.ENOENT): "this kernel has no pool of huge pages of that size",
     ("mmap", errnos.ENODEV): (
         "this guest_memfd was made without the MMAP flag: only proxy-allocation can place it"
@@ -87,6 +85,11 @@ _HINTS: dict[tuple[str, int], str] = {
     ("move_pages", errnos.EINVAL): "the process has no memory any more: it is exiting",
 }
 
+_EVERYWHERE: dict[int, str] = {
+    errnos.EMFILE: "raise RLIMIT_NOFILE (LimitNOFILE=)",
+    errnos.ENFILE: "raise fs.file-max, or end what holds so many files open",
+}
+
 _NAMES: dict[int, str] = {**errnos.errorcode, 95: "EOPNOTSUPP", 133: "EHWPOISON"}
 
 _FILTERED = frozenset(
@@ -116,7 +119,7 @@ def hint_for(call: str, errno: int) -> str | None:
     found = _HINTS.get((call, errno))
     if found is None and errno == errnos.EPERM and call in _FILTERED:
         return _SECCOMP.format(call=call)
-    return found
+    return found or _EVERYWHERE.get(errno)
 
 
 def errno_name(errno: int) -> str:
@@ -157,6 +160,15 @@ def invoke(call: str, function: Callable[..., int], *args: object, what: str) ->
     if result < 0:
         raise KernelError(call, -result, what)
     return result
+
+
+@contextmanager
+def system_call(call: str, what: str) -> Iterator[None]:
+    """Has an OSError of the block, in which Python makes the call, be a KernelError."""
+    try:
+        yield
+    except OSError as error:
+        raise KernelError(call, error.errno or 0, what) from error
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from gmemd.errors import Exit, GmemdError
 from gmemd.kernel._kernel import ffi, lib
-from gmemd.kernel.errors import KernelError, invoke
+from gmemd.kernel.errors import KernelError, invoke, system_call
 from gmemd.kernel.memfd import PAGE_SIZE, memfd_devices
+from gmemd.kernel.procfs.text import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +84,7 @@ def identify_memory(fd: int, *, guest_memfd_device: int | None) -> MemoryFile:
     Raises NotMemoryError for every other kind of file, KernelError for a closed fd.
     """
     name = _name(fd)
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    flags = _flags(fd)
     if flags & os.O_PATH:
         raise NotMemoryError(f"{name} is open as a path only (O_PATH)")
     if flags & os.O_ACCMODE != os.O_RDWR:
@@ -115,9 +116,9 @@ def pid_of_pidfd(fd: int) -> int:
     name = _name(fd)
     if name != _PIDFD:
         raise NotAPidfdError(f"{name} is no pidfd")
-    if fcntl.fcntl(fd, fcntl.F_GETFL) & _OF_A_THREAD:
+    if _flags(fd) & _OF_A_THREAD:
         raise NotAPidfdError("the pidfd is of a thread, not of a process")
-    match = _PID.search(Path(f"/proc/self/fdinfo/{fd}").read_text())
+    match = _PID.search(read_text(f"/proc/self/fdinfo/{fd}"))
     pid = int(match[1]) if match else 0
     if pid < 0:
         raise NotAPidfdError("the pidfd's process has exited")
@@ -133,7 +134,7 @@ def cgroup_of_procs(fd: int, mount: Path = CGROUP_MOUNT) -> Path:
     inode. Raises NotACgroupError.
     """
     name = _name(fd)
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    flags = _flags(fd)
     if flags & os.O_PATH or flags & os.O_ACCMODE == os.O_RDONLY:
         raise NotACgroupError(f"{name} is not open for writing")
     path = Path(name)
@@ -175,6 +176,12 @@ def _memfd(fd: int, name: str, seals: int) -> MemoryFile:
     return MemoryFile(FileKind.MEMFD, found.size, page_size, (found.device, found.inode))
 
 
+def _flags(fd: int) -> int:
+    """How the file is open: O_*."""
+    with system_call("fcntl", f"asking how fd {fd} is open"):
+        return fcntl.fcntl(fd, fcntl.F_GETFL)
+
+
 def _seals(fd: int) -> int | None:
     """The seals of a file in memory; None of any other, which isn't asked."""
     try:
@@ -190,7 +197,8 @@ def _name(fd: int) -> str:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return "a file with a very long name"
-        raise KernelError("readlink", errno.EBADF, f"asking what fd {fd} is") from error
+        number = errno.EBADF if error.errno == errno.ENOENT else error.errno or 0
+        raise KernelError("readlink", number, f"asking what fd {fd} is") from error
     return name if name.isprintable() else ascii(name)
 
 

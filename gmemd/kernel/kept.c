@@ -60,7 +60,7 @@ static int64_t find_unmapped(int pagemap, uint64_t start, uint64_t end,
 	int64_t result;
 
 	do {
-		result = result_of(ioctl(pagemap, GM_PAGEMAP_SCAN, &request));
+		result = result_of(TRY("PAGEMAP_SCAN", ioctl(pagemap, GM_PAGEMAP_SCAN, &request)));
 	} while (result == -EINTR);
 	*walked_to = request.walk_end;
 	return result;

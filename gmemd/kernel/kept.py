@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gmemd.kernel._kernel import ffi, lib
 from gmemd.kernel.descriptor import OwnedFd
-from gmemd.kernel.errors import KernelError, invoke
+from gmemd.kernel.errors import invoke, system_call
 from gmemd.kernel.pages import WindowScan, scanned
 
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ class Pagemap(OwnedFd):
 
     def __init__(self) -> None:
         path = "/proc/self/pagemap"
-        try:
+        with system_call("open pagemap", f"opening {path}"):
             super().__init__(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError as error:
-            raise KernelError("open pagemap", error.errno or 0, f"opening {path}") from error
 
     def rescan(self, window: Mapping, fd: int, nodes: array[int]) -> Rescan:
         """Look again at a whole mapped window of ``fd``; ``nodes`` are its pages' (scan_window).

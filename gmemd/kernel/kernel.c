@@ -158,6 +158,34 @@ _Static_assert(sizeof(void *) == 8 && sizeof(unsigned long) == 8, "gmemd is for 
 #define GM_KVM_CREATE_GUEST_MEMFD _IOWR(GM_KVMIO, 0xd4, struct gm_kvm_create_guest_memfd)
 #define GM_UFFDIO_CONTINUE _IOWR(UFFDIO, 0x07, struct gm_uffdio_continue)
 
+/* --- the seam ------------------------------------------------------------------------------- */
+
+/*
+ * Where a test has the kernel refuse: asked before each call, by the call's name, it gives an errno,
+ * or 0 for the call to be made. Nothing but a test sets it.
+ */
+typedef int gm_seam_function(const char *call);
+
+static gm_seam_function *gm_seam;
+
+int64_t gm_set_seam(gm_seam_function *seam)
+{
+	gm_seam = seam;
+	return 0;
+}
+
+static int refused(const char *call)
+{
+	int error = __builtin_expect(gm_seam != NULL, 0) ? gm_seam(call) : 0;
+
+	if (error)
+		errno = error;
+	return error != 0;
+}
+
+/* A call's result, or -1 with the errno that a test wants instead of it. */
+#define TRY(name, call) (refused(name) ? -1 : (call))
+
 static int64_t result_of(long value)
 {
 	return value < 0 ? -(int64_t)errno : (int64_t)value;
@@ -172,24 +200,25 @@ static uint64_t base_page_size(void)
 
 int64_t gm_kvm_open(const char *path)
 {
-	return result_of(open(path, O_RDWR | O_CLOEXEC));
+	return result_of(TRY("open /dev/kvm", open(path, O_RDWR | O_CLOEXEC)));
 }
 
 int64_t gm_kvm_create_vm(int kvm_fd)
 {
-	return result_of(ioctl(kvm_fd, GM_KVM_CREATE_VM, 0UL));
+	return result_of(TRY("KVM_CREATE_VM", ioctl(kvm_fd, GM_KVM_CREATE_VM, 0UL)));
 }
 
 int64_t gm_kvm_check_extension(int fd, uint64_t capability)
 {
-	return result_of(ioctl(fd, GM_KVM_CHECK_EXTENSION, (unsigned long)capability));
+	return result_of(
+		TRY("KVM_CHECK_EXTENSION", ioctl(fd, GM_KVM_CHECK_EXTENSION, (unsigned long)capability)));
 }
 
 /* The kernel gives the fd no close-on-exec flag, and doesn't check the reserved fields. */
 int64_t gm_kvm_create_guest_memfd(int vm_fd, uint64_t size, uint64_t flags)
 {
 	struct gm_kvm_create_guest_memfd request = {.size = size, .flags = flags};
-	int fd = ioctl(vm_fd, GM_KVM_CREATE_GUEST_MEMFD, &request);
+	int fd = TRY("KVM_CREATE_GUEST_MEMFD", ioctl(vm_fd, GM_KVM_CREATE_GUEST_MEMFD, &request));
 
 	if (fd < 0)
 		return -(int64_t)errno;
@@ -206,24 +235,26 @@ int64_t gm_kvm_create_guest_memfd(int vm_fd, uint64_t size, uint64_t flags)
 
 int64_t gm_memfd_create(const char *name, unsigned int flags)
 {
-	return result_of(syscall(SYS_memfd_create, name, flags | MFD_CLOEXEC));
+	return result_of(
+		TRY("memfd_create", syscall(SYS_memfd_create, name, flags | MFD_CLOEXEC)));
 }
 
 int64_t gm_ftruncate(int fd, uint64_t size)
 {
-	return result_of(ftruncate(fd, (off_t)size));
+	return result_of(TRY("ftruncate", ftruncate(fd, (off_t)size)));
 }
 
 int64_t gm_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
 {
-	return result_of(fallocate(fd, mode, (off_t)offset, (off_t)length));
+	return result_of(
+		TRY("fallocate", fallocate(fd, mode, (off_t)offset, (off_t)length)));
 }
 
 int64_t gm_filesystem_type(int fd)
 {
 	struct statfs status;
 
-	if (fstatfs(fd, &status) < 0)
+	if (TRY("fstatfs", fstatfs(fd, &status)) < 0)
 		return -(int64_t)errno;
 	return (int64_t)((uint64_t)status.f_type & 0xffffffffU);
 }
@@ -233,8 +264,8 @@ int64_t gm_identify(int fd, struct gm_identity *out)
 {
 	struct statx status;
 
-	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO | STATX_SIZE,
-		  &status) < 0)
+	if (TRY("statx", statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+			       STATX_TYPE | STATX_INO | STATX_SIZE, &status)) < 0)
 		return -(int64_t)errno;
 	out->device = makedev(status.stx_dev_major, status.stx_dev_minor);
 	out->inode = status.stx_ino;
@@ -252,19 +283,20 @@ int64_t gm_munmap(uint64_t address, uint64_t length)
 
 int64_t gm_madvise(uint64_t address, uint64_t length, int advice)
 {
-	return result_of(madvise((void *)address, length, advice));
+	return result_of(TRY("madvise", madvise((void *)address, length, advice)));
 }
 
 /* Neither a core dump nor a child may read guest memory: the one fills holes, both leak it. */
 int64_t gm_mmap(int fd, uint64_t offset, uint64_t length, int protection, int noreserve)
 {
 	int flags = MAP_SHARED | (noreserve ? MAP_NORESERVE : 0);
-	void *address = mmap(NULL, length, protection, flags, fd, (off_t)offset);
+	void *address = refused("mmap") ? MAP_FAILED
+					: mmap(NULL, length, protection, flags, fd, (off_t)offset);
 
 	if (address == MAP_FAILED)
 		return -(int64_t)errno;
-	if (madvise(address, length, MADV_DONTDUMP) < 0 ||
-	    madvise(address, length, MADV_DONTFORK) < 0) {
+	if (TRY("madvise", madvise(address, length, MADV_DONTDUMP)) < 0 ||
+	    TRY("madvise", madvise(address, length, MADV_DONTFORK)) < 0) {
 		int64_t error = -(int64_t)errno;
 
 		munmap(address, length);
@@ -275,7 +307,7 @@ int64_t gm_mmap(int fd, uint64_t offset, uint64_t length, int protection, int no
 
 int64_t gm_mincore(uint64_t address, uint64_t length, unsigned char *pages)
 {
-	return result_of(mincore((void *)address, length, pages));
+	return result_of(TRY("mincore", mincore((void *)address, length, pages)));
 }
 
 /*
@@ -303,7 +335,7 @@ int64_t gm_cachestat(int fd, uint64_t offset, uint64_t length, struct gm_cachest
 {
 	struct gm_cachestat_range range = {.offset = offset, .length = length};
 
-	return result_of(syscall(SYS_cachestat, fd, &range, out, 0U));
+	return result_of(TRY("cachestat", syscall(SYS_cachestat, fd, &range, out, 0U)));
 }
 
 /* --- memory policies ------------------------------------------------------------------------ */
@@ -311,21 +343,22 @@ int64_t gm_cachestat(int fd, uint64_t offset, uint64_t length, struct gm_cachest
 /* The kernel takes one bit less than maxnode says. */
 int64_t gm_mbind(uint64_t address, uint64_t length, int mode, const uint64_t *mask)
 {
-	return result_of(syscall(SYS_mbind, address, length, (long)mode, mask,
-				 mask ? GM_NODES + 1UL : 0UL, 0U));
+	return result_of(TRY("mbind", syscall(SYS_mbind, address, length, (long)mode, mask,
+					      mask ? GM_NODES + 1UL : 0UL, 0U)));
 }
 
 int64_t gm_set_mempolicy(int mode, const uint64_t *mask)
 {
-	return result_of(syscall(SYS_set_mempolicy, mode, mask, mask ? GM_NODES + 1UL : 0UL));
+	return result_of(TRY("set_mempolicy", syscall(SYS_set_mempolicy, mode, mask,
+						      mask ? GM_NODES + 1UL : 0UL)));
 }
 
 /* The kernel clears the buffer up to maxnode, rounded up to a word: one word more than used. */
 int64_t gm_get_mempolicy(uint64_t address, int flags, int *mode, uint64_t *mask)
 {
 	uint64_t buffer[GM_MASK_WORDS + 1] = {0};
-	long result = syscall(SYS_get_mempolicy, mode, buffer, GM_NODES + 1UL, address,
-			      (unsigned long)flags);
+	long result = TRY("get_mempolicy", syscall(SYS_get_mempolicy, mode, buffer, GM_NODES + 1UL,
+						   address, (unsigned long)flags));
 
 	if (result < 0)
 		return -(int64_t)errno;
@@ -335,8 +368,9 @@ int64_t gm_get_mempolicy(uint64_t address, int flags, int *mode, uint64_t *mask)
 
 int64_t gm_set_mempolicy_home_node(uint64_t address, uint64_t length, int node)
 {
-	return result_of(syscall(SYS_set_mempolicy_home_node, address, length,
-				 (unsigned long)node, 0UL));
+	return result_of(TRY("set_mempolicy_home_node",
+			     syscall(SYS_set_mempolicy_home_node, address, length,
+				     (unsigned long)node, 0UL)));
 }
 
 /* --- pages ---------------------------------------------------------------------------------- */
@@ -345,7 +379,8 @@ int64_t gm_set_mempolicy_home_node(uint64_t address, uint64_t length, int node)
 int64_t gm_move_pages(int pid, uint64_t count, const uint64_t *addresses, const int *nodes,
 		      int *status)
 {
-	return result_of(syscall(SYS_move_pages, pid, count, addresses, nodes, status, 0));
+	return result_of(TRY("move_pages",
+			     syscall(SYS_move_pages, pid, count, addresses, nodes, status, 0)));
 }
 
 #define BATCH 512 /* pages looked at between two looks at the file: 2 MiB of 4 KiB pages */
@@ -386,20 +421,20 @@ int64_t gm_query_range(uint64_t address, uint64_t pages, int16_t *nodes)
 
 int64_t gm_pidfd_open(int pid)
 {
-	return result_of(syscall(SYS_pidfd_open, pid, 0U));
+	return result_of(TRY("pidfd_open", syscall(SYS_pidfd_open, pid, 0U)));
 }
 
 int64_t gm_userfaultfd(unsigned int flags)
 {
-	return result_of(syscall(SYS_userfaultfd, flags));
+	return result_of(TRY("userfaultfd", syscall(SYS_userfaultfd, flags)));
 }
 
 int64_t gm_pidfd_getfd(int pidfd, int target_fd)
 {
-	return result_of(syscall(SYS_pidfd_getfd, pidfd, target_fd, 0U));
+	return result_of(TRY("pidfd_getfd", syscall(SYS_pidfd_getfd, pidfd, target_fd, 0U)));
 }
 
 int64_t gm_prctl(int option, unsigned long value)
 {
-	return result_of(prctl(option, value, 0UL, 0UL, 0UL));
+	return result_of(TRY("prctl", prctl(option, value, 0UL, 0UL, 0UL)));
 }

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from gmemd.kernel._kernel import lib
-from gmemd.kernel.errors import KernelError, invoke
+from gmemd.kernel.descriptor import status_of
+from gmemd.kernel.errors import KernelError, invoke, system_call
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 """The base page size in bytes."""
@@ -62,7 +63,7 @@ def _memfd_devices(sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
                 raise
             continue  # no pool of that size here
         try:
-            devices.append((os.fstat(fd).st_dev, page_size))
+            devices.append((status_of(fd).st_dev, page_size))
         finally:
             os.close(fd)
     return tuple(devices)
@@ -70,7 +71,8 @@ def _memfd_devices(sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
 
 def is_guest_memfd(fd: int) -> bool:
     """Whether the fd is a guest_memfd, by the name that the kernel gives its inode."""
-    return "[kvm-gmem]" in str(Path(f"/proc/self/fd/{fd}").readlink())
+    with system_call("readlink", f"asking what fd {fd} is"):
+        return "[kvm-gmem]" in str(Path(f"/proc/self/fd/{fd}").readlink())
 
 
 def is_hugetlb(fd: int) -> bool:

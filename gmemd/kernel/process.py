@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 from gmemd.kernel._kernel import lib
-from gmemd.kernel.errors import KernelError, invoke
+from gmemd.kernel.errors import KernelError, invoke, system_call
 
 _SO_PEERPIDFD = 77  # asm-generic/socket.h
 _UCRED = struct.Struct("iII")
@@ -63,11 +63,8 @@ def set_parent_death_signal(signal: int) -> None:
 
 def set_oom_score_adj(score: int) -> None:
     """-1000 to 1000; raising one's own needs no privilege. Raises KernelError."""
-    try:
+    with system_call("write /proc/self/oom_score_adj", f"setting oom_score_adj to {score}"):
         Path("/proc/self/oom_score_adj").write_text(f"{score}\n")
-    except OSError as error:
-        what = f"setting oom_score_adj to {score}"
-        raise KernelError("write /proc/self/oom_score_adj", error.errno or 0, what) from error
 
 
 def forbid_core_dumps() -> None:
@@ -79,8 +76,5 @@ def forbid_core_dumps() -> None:
 
 def set_affinity(cpus: frozenset[int]) -> None:
     """Pins this thread to the CPUs. Raises KernelError (EINVAL: none of them is allowed)."""
-    try:
+    with system_call("sched_setaffinity", f"pinning to CPUs {sorted(cpus)}"):
         os.sched_setaffinity(0, cpus)
-    except OSError as error:
-        what = f"pinning to CPUs {sorted(cpus)}"
-        raise KernelError("sched_setaffinity", error.errno or 0, what) from error

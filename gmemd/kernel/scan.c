@@ -12,11 +12,13 @@ static int64_t open_minor_faults(uint64_t address, uint64_t length, uint64_t fea
 		.range = {.start = address, .len = length},
 		.mode = UFFDIO_REGISTER_MODE_MINOR,
 	};
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	int fd = (int)TRY("userfaultfd", syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK |
+							    UFFD_USER_MODE_ONLY));
 
 	if (fd < 0)
 		return -(int64_t)errno;
-	if (ioctl(fd, UFFDIO_API, &api) < 0 || ioctl(fd, UFFDIO_REGISTER, &request) < 0) {
+	if (TRY("UFFDIO_API", ioctl(fd, UFFDIO_API, &api)) < 0 ||
+	    TRY("UFFDIO_REGISTER", ioctl(fd, UFFDIO_REGISTER, &request)) < 0) {
 		int64_t error = -(int64_t)errno;
 
 		close(fd);
@@ -36,7 +38,7 @@ static int64_t map_existing(int uffd, uint64_t address, uint64_t length)
 			.range = {.start = address, .len = length},
 			.mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
 		};
-		result = result_of(ioctl(uffd, GM_UFFDIO_CONTINUE, &request));
+		result = result_of(TRY("UFFDIO_CONTINUE", ioctl(uffd, GM_UFFDIO_CONTINUE, &request)));
 		if (result == -EAGAIN && request.mapped > 0)
 			return request.mapped;
 	} while (result == -EAGAIN || result == -EINTR);

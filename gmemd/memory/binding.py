@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gmemd.kernel.bind import BindOutcome, bind_range
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mempolicy import MemPolicy
+from gmemd.kernel.procfs.text import ProcfsError
 from gmemd.memory.errors import ProvisionCancelledError, ProvisionError
 from gmemd.plan.model import Strategy
 from gmemd.spec.model import PolicyMode
@@ -100,10 +101,10 @@ def stop_if(cancel: threading.Event, vm: str) -> None:
 
 @contextmanager
 def typed_errors(vm: str) -> Iterator[None]:
-    """Kernel errors as ProvisionErrors of the VM."""
+    """What the kernel refused, or told wrong, as ProvisionErrors of the VM."""
     try:
         yield
-    except KernelError as error:
+    except (KernelError, ProcfsError) as error:
         raise ProvisionError(
             f"{vm}: {error.message}", reason="system-call", hint=error.hint
         ) from error

@@ -14,15 +14,16 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from gmemd.errors import GmemdError
 from gmemd.kernel import process
-from gmemd.kernel.errors import KernelError
+from gmemd.kernel.errors import KernelError, system_call
 from gmemd.kernel.memfd import create_memfd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
 # A message may carry SCM_MAX_FD (253) descriptors; include/net/scm.h.
@@ -45,31 +46,42 @@ class TruncatedError(ChildError):
     """Descriptors were lost on the way, for want of room in this process' table."""
 
 
+@contextmanager
+def talking(call: str) -> Iterator[None]:
+    """Have what goes wrong with a channel be a ChildError where it is the other side that is.
+
+    What is this side's own (no memory, no room for descriptors) is a KernelError of the call.
+    """
+    try:
+        with system_call(call, "talking to a helper process"):
+            yield
+    except KernelError as error:
+        if isinstance(error.__cause__, TimeoutError):
+            raise ChildError("no answer in time") from error
+        if isinstance(error.__cause__, ConnectionError):
+            raise ChildError("it went away") from error
+        raise
+
+
 def send(channel: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-    """Send one message, with descriptors beside it."""
+    """Send one message, with descriptors beside it. Raises ChildError, KernelError."""
     payload = [json.dumps(message, separators=(",", ":")).encode()]
-    if fds:
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-        channel.sendmsg(payload, [rights])
-    else:
-        channel.sendmsg(payload)
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+    with talking("sendmsg"):
+        channel.sendmsg(payload, [rights] if fds else [])
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Receive one message and its descriptors, which are close-on-exec and the caller's to close.
 
     Raises ChildError at the end of the talk and at the socket's timeout, TruncatedError where
-    descriptors were lost.
+    descriptors were lost, KernelError.
     """
     room = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
-    try:
+    with talking("recvmsg"):
         payload, ancillary, flags, _ = channel.recvmsg(
             _MAX_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC
         )
-    except TimeoutError as error:
-        raise ChildError("no answer in time") from error
-    except ConnectionError as error:
-        raise ChildError("it went away") from error
     fds = _descriptors(ancillary)
     if flags & _CONTROL_TRUNCATED:
         close_all(fds)
@@ -113,34 +125,28 @@ class Child:
 
     It dies with the thread that started it (PR_SET_PDEATHSIG), and with the channel. Leaving the
     ``with`` block ends and reaps it, whatever state it is in. It inherits ``fds`` as they are.
+    Raises KernelError where it can't be started.
     """
 
     def __init__(self, module: str, *, fds: Sequence[int] = ()) -> None:
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self._stderr = open(create_memfd(f"stderr of {module}", 0), "w+b")  # noqa: SIM115, PTH123
-        except KernelError:
-            self.channel.close()
-            theirs.close()
-            raise
-        command = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP]
-        command += [module, str(theirs.fileno()), str(os.getpid()), *sys.path]
-        try:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                pass_fds=[theirs.fileno(), *fds],
-            )
-        except OSError as error:
-            self.channel.close()
-            self._stderr.close()
-            raise KernelError("execve", error.errno or 0, f"{sys.executable} for {module}") from (
-                error
-            )
-        finally:
-            theirs.close()
+        with ExitStack() as undo:
+            with system_call("socketpair", f"starting {module}"):
+                self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.enter_context(self.channel)
+            with theirs:
+                fd = create_memfd(f"stderr of {module}", 0)
+                self._stderr = undo.enter_context(open(fd, "w+b"))  # noqa: PTH123
+                command = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP]
+                command += [module, str(theirs.fileno()), str(os.getpid()), *sys.path]
+                with system_call("execve", f"{sys.executable} for {module}"):
+                    self.process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=self._stderr,
+                        pass_fds=[theirs.fileno(), *fds],
+                    )
+            undo.pop_all()
 
     def __enter__(self) -> Self:
         return self

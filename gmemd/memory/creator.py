@@ -55,7 +55,7 @@ def _request(creator: child.Child, sizes: list[int], flags: int) -> list[int]:
             reason="creator-failed",
             hint="raise the limit of open files (LimitNOFILE= of the unit)",
         ) from error
-    except (child.ChildError, OSError) as error:
+    except child.ChildError as error:
         creator.end(grace_seconds=0.5)
         said = creator.last_words()
         raise ProvisionError(

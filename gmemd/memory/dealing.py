@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gmemd.kernel.errors import KernelError
 from gmemd.memory import cgroup, residency
-from gmemd.memory.child import ChildError
+from gmemd.memory.child import ChildError, talking
 from gmemd.memory.guard import claims
 
 if TYPE_CHECKING:
@@ -123,10 +123,8 @@ class Dealer:
             offset = self._of.offset + self._position
             self._dealt[offset] = chunk
             self._position += chunk
-            try:
+            with talking("send"):
                 self._channel.send(f"{offset} {chunk}".encode())
-            except ConnectionError as error:
-                raise ChildError("it went away") from error
 
     def _look_again(self, cancel: threading.Event) -> bool:
         """Nothing is dealt: whether there is something to deal after a while."""
@@ -152,10 +150,8 @@ class Dealer:
 
     def _hear(self) -> bool:
         """Take one message: whether a chunk is done."""
-        try:
+        with talking("recv"):
             message = self._channel.recv(_MOST_MESSAGE_BYTES).decode()
-        except ConnectionError as error:
-            raise ChildError("it went away") from error
         match message.split():
             case ["done", offset, length, number]:
                 self._give_back(self._dealt.pop(int(offset)))

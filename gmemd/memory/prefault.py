@@ -106,9 +106,10 @@ def prefault(
     with child.Child("gmemd.memory.prefault_child", fds=fds) as helper:
         dealer = Dealer(_range(job), helper.channel)
         try:
-            helper.channel.send(_settings(job).encode())
+            with child.talking("send"):
+                helper.channel.send(_settings(job).encode())
             complete = dealer.deal(progress, cancel)
-        except (child.ChildError, ConnectionError):
+        except child.ChildError:
             code = helper.end(grace_seconds=_GRACE_SECONDS)
             ended = _ended_early(job, code, helper.last_words(), kills_before, limits_met_before)
         except StuckError as error:

@@ -5,10 +5,10 @@ Everything here blocks. All sizes in bytes.
 
 from __future__ import annotations
 
-import fcntl
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from gmemd.kernel.descriptor import duplicate
 from gmemd.kernel.identity import NotACgroupError, cgroup_of_procs
 from gmemd.memory import cgroup
 from gmemd.memory.binding import (
@@ -138,7 +138,7 @@ def prefault_acquired(
 
 def _take(plan: RegionPlan, fd: int, offset: int, file: MemoryFile) -> Region:
     """The region, with a descriptor of its own."""
-    own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    own = duplicate(fd)
     region = Region(plan, own, file.inode, plan.strategy, plan.reason, offset=offset)
     try:
         region.resident_before = allocated_bytes(own, offset, plan.size_bytes, plan.page_size)

@@ -5,12 +5,12 @@ Everything here blocks.
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gmemd.errors import GmemdError
 from gmemd.kernel.bind import BindOutcome, verify_range
+from gmemd.kernel.descriptor import duplicate
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.mempolicy import MemPolicy
 from gmemd.memory.binding import bind_region
@@ -65,7 +65,7 @@ def recover_region(fd: int, earlier: Earlier, *, files: MemoryFiles, host: Host)
         raise LostRegionError(f"{title}: its file has {file.size_bytes} bytes by now")
     region = Region(
         plan=plan,
-        fd=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0),
+        fd=duplicate(fd),
         inode=file.inode,
         strategy=earlier.strategy,
         reason=earlier.reason,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from gmemd.kernel.bind import BindResult, bind_range
+from gmemd.kernel.descriptor import inode_of
 from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED, GUEST_MEMFD_MMAP
 from gmemd.kernel.memfd import create_memfd
 from gmemd.kernel.mempolicy import MemPolicy
@@ -188,8 +189,7 @@ def _create_memfd(plan: RegionPlan) -> int:
 
 
 def _region(plan: RegionPlan, fd: int) -> Region:
-    status = os.fstat(fd)
-    return Region(plan, fd, (status.st_dev, status.st_ino), plan.strategy, plan.reason)
+    return Region(plan, fd, inode_of(fd), plan.strategy, plan.reason)
 
 
 def _is_prefaulted(region: Region, payer: str) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import random
 
 from gmemd.kernel import pages
+from gmemd.kernel.descriptor import status_of
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.memfd import is_guest_memfd
 
@@ -29,7 +29,7 @@ def allocated_bytes(fd: int, offset: int, length: int, page_size: int) -> int:
         except KernelError as error:
             if error.errno not in _NOT_COUNTED or is_guest_memfd(fd):  # which has no st_blocks
                 raise
-    status = os.fstat(fd)
+    status = status_of(fd)
     allocated = min(status.st_blocks * 512, length)
     if page_size == BASE_PAGE or not allocated or (offset == 0 and length >= status.st_size):
         return allocated

@@ -320,11 +320,22 @@ def _require_privilege() -> None:
         raise PermissionDenied
 
 
-def protocol_factory(service: Service) -> Callable[[], CallProtocol]:
-    """Return what makes a connection's protocol: io.gmemd and org.varlink.service."""
+def protocol_factory(
+    service: Service, refused: Callable[[str], None] | None = None
+) -> Callable[[], CallProtocol]:
+    """Return what makes a connection's protocol: io.gmemd and org.varlink.service.
+
+    ``refused`` is told each error that a call is answered with.
+    """
     registry = VarlinkInterfaceRegistry()
     registry.register_interface(GmemdInterface(service))
     registry.register_interface(
         VarlinkServiceInterface("gmemd", "gmemd", gmemd.__version__, "", registry)
     )
-    return lambda: CallProtocol(registry)
+
+    def make() -> CallProtocol:
+        protocol = CallProtocol(registry)
+        protocol.refused = refused
+        return protocol
+
+    return make

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from asyncvarlink import (
     AnnotatedResult,
     FileDescriptorArray,
+    VarlinkErrorReply,
     VarlinkInterfaceServerProtocol,
     VarlinkMethodCall,
     VarlinkMethodReply,
@@ -25,8 +26,10 @@ from asyncvarlink import (
 from asyncvarlink.conversion import ConversionError, FileDescriptorVarlinkType
 from asyncvarlink.serviceerrors import ExpectedMore, InvalidParameter
 
+from gmemd.daemon.varlink.errors import FdRejected
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from asyncvarlink.interface import VarlinkMethodSignature
 
@@ -95,6 +98,9 @@ class Protocol(VarlinkInterfaceServerProtocol):
     ENCODED = frozenset({"List"})
     """Methods that return the parameters of their reply as they are sent: bytes of JSON."""
 
+    refused: Callable[[str], None] | None = None
+    """Is told each error that a call is answered with, by its name without the interface."""
+
     _streaming: asyncio.Task[None] | None = None
     _peer_gone = False
 
@@ -103,6 +109,12 @@ class Protocol(VarlinkInterfaceServerProtocol):
         self._peer_gone = True
         if self._streaming is not None:
             self._streaming.cancel()
+
+    def send_error(self, error: VarlinkErrorReply) -> asyncio.Future[None]:
+        """Answer a call with an error, and tell of it."""
+        if self.refused is not None:
+            self.refused(error.name.rpartition(".")[2])
+        return super().send_error(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what streams, and forget the transport."""
@@ -238,7 +250,7 @@ class Protocol(VarlinkInterfaceServerProtocol):
         with FileDescriptorArray.new_managed() as own:
             if transport is not None:
                 for fd in fds or ():
-                    own.add(transport.own(os.dup(fd)))
+                    own.add(transport.own(_duplicate(fd)))
             sending = super().send_reply(reply, [fd.fileno() for fd in own], autoclose=False)
             own.reference_until_done(sending)
         if autoclose:
@@ -265,3 +277,12 @@ class Protocol(VarlinkInterfaceServerProtocol):
         error = fut.exception()
         if error is not None and not isinstance(error, ConnectionError):
             log.warning("connection closed, as a reply could not be sent: %s", error)
+
+
+def _duplicate(fd: int) -> int:
+    """A descriptor to send; raises FdRejected where there is no room for it."""
+    try:
+        return os.dup(fd)
+    except OSError as error:
+        reason = f"the daemon has no room for file descriptors ({error.strerror})"
+        raise FdRejected(index=-1, reason=reason) from error

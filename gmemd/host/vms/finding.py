@@ -15,7 +15,7 @@ from gmemd.host.vms.descriptors import Descriptors, read_descriptors
 from gmemd.host.vms.filesystems import Filesystems, read_filesystems
 from gmemd.host.vms.model import FoundVmms, VmmProcess
 from gmemd.host.vms.pieces import large_mappings, maps_a_vcpu, read_pieces
-from gmemd.kernel.procfs.text import ProcfsError, below, parse_number, read_text
+from gmemd.kernel.procfs.text import ProcfsError, below, list_names, parse_number, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -106,7 +106,7 @@ class VmmFinder:
             return ()
 
     def _pids(self) -> Iterator[int]:
-        for name in os.listdir(self._root / "proc"):  # noqa: PTH208  thousands of names
+        for name in list_names(self._root / "proc"):
             if name.isdigit():
                 yield int(name)
 

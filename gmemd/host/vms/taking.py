@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from gmemd.errors import Exit, GmemdError
 from gmemd.host.vms.descriptors import GUEST_MEMFD, read_descriptors
 from gmemd.host.vms.finding import still_runs
+from gmemd.kernel.descriptor import duplicate, inode_of, status_of
 from gmemd.kernel.errors import KernelError
 from gmemd.kernel.process import pidfd_getfd, pidfd_open
 from gmemd.kernel.procfs.text import ProcfsError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from gmemd.host.vms.model import VmmProcess
+
+__all__ = ["Inode", "VmmGoneError", "duplicate", "open_vmm", "take_by_inode", "taken"]
 
 Inode = tuple[int, int, int]
 """A file's identity as /proc tells it: its device's major and minor number, and its inode's."""
@@ -55,7 +58,7 @@ def taken(
         for number, inode in wanted:
             fd = pidfd_getfd(pidfd, number)
             stack.callback(os.close, fd)
-            found = os.fstat(fd)
+            found = status_of(fd)
             if inode not in (None, (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)):
                 raise VmmGoneError(f"fd {number} of pid {vmm.pid} is another file by now")
             fds.append(fd)
@@ -76,17 +79,19 @@ def take_by_inode(
     numbers = {number for _, number in wanted}
     likely = {fd for fd, number in open_files.inodes.items() if number in numbers}
     found: dict[tuple[int, int], int] = {}
-    for number in sorted(likely.union(open_files.matching(GUEST_MEMFD))):
-        try:
-            fd = pidfd_getfd(pidfd, number)
-        except KernelError:
-            if found:
-                continue
-            raise
-        status = os.fstat(fd)
-        inode = status.st_dev, status.st_ino
-        if inode in wanted and inode not in found:
-            found[inode] = fd
-        else:
-            os.close(fd)
+    with ExitStack() as undo:
+        for number in sorted(likely.union(open_files.matching(GUEST_MEMFD))):
+            try:
+                fd = pidfd_getfd(pidfd, number)
+            except KernelError:
+                if found:
+                    continue
+                raise
+            with ExitStack() as unwanted:
+                unwanted.callback(os.close, fd)
+                inode = inode_of(fd)
+                if inode in wanted and inode not in found:
+                    found[inode] = fd
+                    undo.push(unwanted.pop_all())
+        undo.pop_all()
     return found

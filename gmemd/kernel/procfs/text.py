@@ -64,14 +64,22 @@ def read_text(path: Path | str) -> str:
     except ValueError as error:  # of a NUL, in the path of a cgroup
         raise ProcfsError(str(path), "no file has such a name", error=errno.EINVAL) from error
     except OSError as error:
-        number = error.errno or 0
-        name = errno.errorcode.get(number, "?")
-        raise ProcfsError(
-            str(path),
-            f"cannot be read: {name} ({os.strerror(number)})",
-            error=number,
-            hint=_remedy(number),
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def list_names(directory: Path | str) -> list[str]:
+    """Return the names in a directory, of which /proc has thousands. Raises ProcfsError."""
+    try:
+        return os.listdir(directory)  # noqa: PTH208  a Path for each takes longer
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+
+
+def _unreadable(path: Path | str, error: OSError) -> ProcfsError:
+    number = error.errno or 0
+    name = errno.errorcode.get(number, "?")
+    why = f"cannot be read: {name} ({os.strerror(number)})"
+    return ProcfsError(str(path), why, error=number, hint=_remedy(number))
 
 
 def read_lines(path: Path | str) -> list[str]:

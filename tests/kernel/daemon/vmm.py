@@ -20,6 +20,7 @@ from typing import Any
 from gmemd.client import Client, Offered
 from gmemd.client.blocking import call
 from gmemd.client.errors import CallError
+from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED, GUEST_MEMFD_MMAP, Kvm, KvmVm
 
 MIB = 1 << 20
 
@@ -31,6 +32,7 @@ class Vmm:
         self.socket = Path(path)
         self.client = Client(self.socket)
         self.fds: dict[str, list[int]] = {}
+        self.kvm_vm: KvmVm | None = None
 
     def acquire(
         self,
@@ -79,6 +81,19 @@ class Vmm:
             fd = os.memfd_create("guest")
             os.ftruncate(fd, size)
             self.fds[vm].append(fd)
+
+    def make_guest_memfd(self, vm: str, size: int) -> None:
+        """One more file, of a KVM VM of the program's own."""
+        if self.kvm_vm is None:
+            with Kvm() as kvm:
+                self.kvm_vm = kvm.create_vm()
+        flags = GUEST_MEMFD_MMAP | GUEST_MEMFD_INIT_SHARED
+        self.fds.setdefault(vm, []).append(self.kvm_vm.create_guest_memfd(size, flags))
+
+    def drop(self, vm: str) -> None:
+        """Close a VM's memory."""
+        for fd in self.fds.pop(vm, []):
+            os.close(fd)
 
     def make_wrong(self, vm: str, kind: str) -> None:
         """A descriptor of something that is no memory, or can't be written."""

@@ -236,3 +236,15 @@ def test_promtool_has_no_complaint(snapshot: Snapshot, counters: Counters) -> No
         check=False,
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_what_went_wrong_is_counted_by_vm_and_by_error(
+    snapshot: Snapshot, counters: Counters
+) -> None:
+    first, *others = snapshot.vms
+    failed = replace(first, failed={"node-full": 2, "system-call": 1})
+    counters.add_api_error("NotReady")
+    told = Samples(render(replace(snapshot, vms=(failed, *others)), counters))
+    assert told.get("gmemd_vm_failures_total", vm=first.vm, reason="node-full") == 2
+    assert told.get("gmemd_vm_failures_total", vm=first.vm, reason="system-call") == 1
+    assert told.get("gmemd_api_errors_total", error="NotReady") == 1
