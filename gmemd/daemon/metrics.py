@@ -49,17 +49,18 @@ def _as_socket(fd: int) -> socket.socket:
         passed = socket.socket(fileno=fd)
     except OSError as error:
         os.close(fd)
-        raise _WRONG_KIND from error
+        raise _wrong_kind() from error
     if not is_listening(passed):
         passed.close()
-        raise _WRONG_KIND
+        raise _wrong_kind()
     return passed
 
 
-_WRONG_KIND = ListenError(
-    f"what systemd passes as {METRICS} is no socket that listens for streams",
-    hint=f"it is made by ListenStream= of {METRICS}.socket, with Accept=no",
-)
+def _wrong_kind() -> ListenError:
+    return ListenError(
+        f"what systemd passes as {METRICS} is no socket that listens for streams",
+        hint=f"it is made by ListenStream= of {METRICS}.socket, with Accept=no",
+    )
 
 
 def _check(sockets: Sequence[socket.socket], config: MetricsConfig) -> None:
