@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
@@ -51,7 +51,7 @@ class Exposition:
         self, snapshot: Snapshot, accept: str = "", names: Collection[str] = ()
     ) -> tuple[str, bytes]:
         """Content type and text in the format that is asked for; with ``names`` of these alone."""
-        encode, content_type = choose_encoder(_DOTS.sub("", accept))
+        encode, content_type = _encoder(accept)
         registry = CollectorRegistry(auto_describe=False)
         if self._counters is None:
             registry.register(ObservationCollector(snapshot))
@@ -105,6 +105,17 @@ class Exposition:
             registry.register(_Empty(family))
             self._headers[key] = encode(registry).removesuffix(_END)
         return self._headers[key]
+
+
+def _encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
+    """What writes the format that an Accept header asks for, or the plain one where it is absurd.
+
+    prometheus-client reads a version without checking what it is.
+    """
+    try:
+        return choose_encoder(_DOTS.sub("", accept))
+    except (TypeError, ValueError):
+        return choose_encoder("")
 
 
 class _Empty(Collector):

@@ -196,7 +196,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         pages = cast("_Server", self.server).pages
-        target = urlsplit(self.path)
+        try:
+            target = urlsplit(self.path)
+        except ValueError:  # of brackets that hold no address
+            self.send_error(400, "the request is for no address")
+            return
         authorization = self.headers.get("Authorization", "")
         refusal = pages.gate.refusal(self._protection, authorization, self.address_string())
         if refusal is not None:

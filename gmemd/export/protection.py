@@ -196,11 +196,11 @@ def _hint(path: Path, error: SpecError) -> str | None:
     """What to do about a file that can't be read."""
     cause = error.__cause__
     if isinstance(cause, PermissionError):
-        return f"let gmemd's user read it: chgrp gmemd {path}; chmod 640 {path}"
+        name = printable(str(path), longest=None)
+        return f"let gmemd's user read it: chgrp gmemd {name}; chmod 640 {name}"
     if isinstance(cause, FileNotFoundError):
-        return (
-            f"it was looked for at {path.absolute()}: names are relative to this file's directory"
-        )
+        name = printable(str(path.absolute()), longest=None)
+        return f"it was looked for at {name}: names are relative to this file's directory"
     return error.problems[0].hint
 
 

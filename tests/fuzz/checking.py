@@ -38,7 +38,7 @@ def vm_spec(data: bytes) -> bool:
     try:
         spec = parse_spec(data, file=FILE)
     except SpecError as error:
-        _check_problems(error, data)
+        check_problems(error, data)
         return False
     again = parse_spec(spell_spec(spec).encode(), file=FILE)
     require(again == spec, f"spelled and read again it is {again!r}, not {spec!r}")
@@ -50,7 +50,7 @@ def config(data: bytes) -> bool:
     try:
         parse_config(data, file=FILE).model_dump()
     except SpecError as error:
-        _check_problems(error, data)
+        check_problems(error, data)
         return False
     return True
 
@@ -86,26 +86,27 @@ def _check_line(*lines: str | None) -> None:
         require(line is None or line.isprintable(), f"not printable: {line!r}")
 
 
-def _check_problems(error: SpecError, data: bytes) -> None:
+def check_problems(error: SpecError, data: bytes, file: str = FILE) -> None:
+    """Every problem has a place in that file, and words that can be shown."""
     problems = error.problems
     require(0 < len(problems) <= MOST_PROBLEMS + 1, f"{len(problems)} problems")
     n_lines = len(data.decode("utf-8", "replace").splitlines())
     for problem in problems:
+        require(problem.file == file, f"of the file {problem.file!r}")
         _check_problem(problem, n_lines)
     places = [(problem.line, problem.column) for problem in problems[:MOST_PROBLEMS]]
     require(places == sorted(places), "problems out of order")
 
 
 def _check_problem(problem: Problem, n_lines: int) -> None:
-    require(problem.file == FILE, f"of the file {problem.file!r}")
     require(problem.message, "without a message")
     # Where a file ends too early is the line behind its last.
     require(0 <= problem.line <= n_lines + 1, f"line {problem.line} of {n_lines}")
     require((problem.column > 0) == (problem.line > 0), f"column {problem.column}")
-    require(problem.column <= len(problem.source) + 1, f"column {problem.column} of its line")
     _check_line(problem.place, problem.key, problem.value, problem.message, problem.hint)
     _check_line(str(problem))
-    if problem.source:
+    if problem.source:  # what holds a secret has none
+        require(problem.column <= len(problem.source) + 1, f"column {problem.column} of its line")
         _check_line(*excerpt(problem.source, problem.column, problem.width))
 
 

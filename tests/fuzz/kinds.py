@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 SPEC = "vm-spec"
-OF_SEVERAL_FILES = frozenset({"process", "host"})
+OF_SEVERAL_FILES = frozenset({"process", "host", "web"})
 
 
 def _nodeset(text: str) -> None:
@@ -96,6 +96,7 @@ def _kind(
 KINDS = (
     Kind(SPEC, yamls.vm_spec, checking.vm_spec),
     Kind("config", yamls.config, checking.config),
+    Kind("web", yamls.web, trees.check_web),
     _kind("nodeset", _nodeset, texts.NODESETS, texts.NODESET_WORDS, FieldError),
     _kind("vcpus", nodeset.parse_vcpus, texts.NODESETS, texts.NODESET_WORDS, FieldError),
     _kind("size", _size, texts.SIZES, texts.SIZE_WORDS, FieldError),

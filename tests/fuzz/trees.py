@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gmemd.errors import GmemdError
+from gmemd.export.protection import Reading
 from gmemd.host.reading import read_host
 from gmemd.host.vms.finding import VmmFinder, still_runs
 from gmemd.host.vms.holders import read_facts
 from gmemd.host.vms.pieces import maps_a_vcpu
 from gmemd.kernel.procfs.text import ProcfsError
+from gmemd.spec.problems import SpecError
 from tests.fuzz import texts
+from tests.fuzz.checking import check_problems
 from tests.fuzz.mutation import mutate
 from tests.fuzz.yamls import REPOSITORY
 
@@ -102,7 +105,7 @@ def _tree(name: str) -> Path:
         (root / "proc/self/mountinfo").write_bytes(_MOUNTINFO)
         for fd, link in _LINKS.items():
             (folder / f"fd/{fd}").symlink_to(link)
-    else:
+    elif name == "host":
         shutil.copytree(REPOSITORY / "tests/fixtures/hosts/cxl", root, dirs_exist_ok=True)
     _made.append(root)
     return root
@@ -120,6 +123,18 @@ def remove() -> None:
 
 def _in_memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  made by mkdtemp
+
+
+def check_web(data: bytes) -> bool:
+    """Whether it protects the metrics; the files that it names aren't there, or are none."""
+    path = _tree("web") / "web.yaml"
+    path.write_bytes(data)
+    try:
+        Reading(path).protection()
+    except SpecError as error:
+        check_problems(error, data, str(path))
+        return False
+    return True
 
 
 _HOST_FILES = {

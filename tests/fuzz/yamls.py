@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def corpus(*patterns: str) -> tuple[bytes, ...]:
 
 SPECS = corpus("config/vms.d/*.yaml", "tests/unit/spec/broken/*.yaml")
 CONFIGS = corpus("config/gmemd.yaml")
+WEBS = corpus("config/web.yaml")
 
 _SIZES = (
     "4KiB",
@@ -129,6 +131,23 @@ _CONFIG = {
     "admission": ("{reserve: 2%, reserve_minimum: 256MiB}", "{reserve: 2}"),
 }
 
+_HASH = "$2y$10$mDwo.lAisC94iLAyP81MCesa29IzH37oigHC/42V2pdJlUprsJPze"
+_WEB = {
+    "tls_server_config": (
+        "{cert_file: a.crt, key_file: a.key}",
+        "{cert_file: /dev/zero, key_file: ../web.yaml, min_version: TLS13, max_version: TLS12}",
+        "{cert: '-----BEGIN CERTIFICATE-----', key: x, client_auth_type: RequireAnyClientCert}",
+        "{cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256], curve_preferences: [X25519]}",
+        "{client_auth_type: NoClientCert, client_ca_file: ca, client_allowed_sans: []}",
+    ),
+    "basic_auth_users": (f"{{a: {_HASH}}}", f"{{'a:b': {_HASH}, '': x}}", "{}", "{a: hunter2}"),
+    "http_server_config": (
+        "{http2: false, headers: {X-Frame-Options: deny}}",
+        "{http2: true, headers: {X-XSS-Protection: 'ä', X-Other: a}}",
+    ),
+    "rate_limit": ("{interval: 1s, burst: 20}", "{burst: 20}", "{interval: 1}", "{}"),
+}
+
 ODD_WORDS: tuple[bytes, ...] = (
     *(b"&a ", b"*a", b"<<: *a\n", b"!!int ", b"!!python/object:os.system ", b"!<tag:a> ", b"! "),
     *(b"---\n", b"...\n", b"--- ", b"%YAML 1.1\n---\n", b"%YAML 9.9\n", b"%TAG ! tag:a,b:\n"),
@@ -155,6 +174,19 @@ def config(rng: Random) -> bytes:
     if rng.random() < 0.3:
         return _damaged(rng, rng.choice(CONFIGS), CONFIGS)
     return _damaged(rng, _block(rng, _CONFIG, "", n_least=0), CONFIGS, often=0.6)
+
+
+def web(rng: Random) -> bytes:
+    """As above, of what protects the metrics; half of the time with the comments' examples."""
+    if rng.random() < _RARELY:
+        text = rng.choice(WEBS)
+        if rng.random() < _OFTEN:
+            text = re.sub(rb"(?m)^# ?(?=[a-z ])", b"", text)
+        return _damaged(rng, text, WEBS)
+    return _damaged(rng, _block(rng, _WEB, "", n_least=0), WEBS, often=0.6)
+
+
+_RARELY, _OFTEN = 0.3, 0.7
 
 
 def _damaged(rng: Random, text: bytes | str, others: Sequence[bytes], often: float = 0.95) -> bytes:

@@ -107,6 +107,21 @@ def test_other_methods_are_refused(server: MetricsServer, method: str) -> None:
     assert response.headers["Allow"] == "GET, HEAD"
 
 
+@pytest.mark.parametrize("target", ["http://[::1/metrics", "http://[a]/"])
+def test_a_request_for_no_address_is_refused(server: MetricsServer, target: str) -> None:
+    with open_socket(server) as client:
+        client.sendall(b"GET " + target.encode() + b" HTTP/1.0\r\n\r\n")
+        assert client.recv(4096).split()[1] == b"400"
+
+
+@pytest.mark.parametrize("version", ["x", "1.0.0'", ""])
+def test_a_format_of_no_version_is_the_plain_one(server: MetricsServer, version: str) -> None:
+    for kind in ("text/plain", "application/openmetrics-text"):
+        response, body = ask(server, "GET", "/metrics", {"Accept": f"{kind};version={version}"})
+        assert response.status == 200
+        assert b"gmemd_build_info" in body
+
+
 def test_a_failure_to_render_is_a_500_and_the_server_lives() -> None:
     states = [Snapshot(version="0.1.0", taken_timestamp=1.0)]
 

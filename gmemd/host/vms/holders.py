@@ -13,7 +13,7 @@ from gmemd.kernel.identity import (
     pid_of_pidfd,
 )
 from gmemd.kernel.process import has_exited, peer_pidfd, pidfd_open
-from gmemd.kernel.procfs.text import ProcfsError, read_text
+from gmemd.kernel.procfs.text import ProcfsError, below, parse_number, read_text
 
 __all__ = [
     "NotACgroupError",
@@ -56,14 +56,15 @@ def read_facts(pid: int, root: Path = _ROOT) -> ProcessFacts:
     try:
         program = read_text(root / f"proc/{pid}/comm").strip()
         cgroups = read_cgroups(pid, root)
-        ticks = _start_ticks(read_text(root / f"proc/{pid}/stat"))
+        ticks = _start_ticks(pid, root)
     except ProcfsError:
         return ProcessFacts()
     cgroup = main_cgroup(cgroups)
     return ProcessFacts(program, unit_of(cgroup), cgroup, read_mems(pid, cgroups, root), ticks)
 
 
-def _start_ticks(stat: str) -> int:
+def _start_ticks(pid: int, root: Path) -> int:
     """When a process was started; its name, between parentheses, may hold anything."""
-    fields = stat.rpartition(")")[2].split()
-    return int(fields[_STARTED]) if len(fields) > _STARTED else 0
+    path = below(root, f"proc/{pid}/stat")
+    fields = read_text(path).rpartition(")")[2].split()
+    return parse_number(fields[_STARTED], path) if len(fields) > _STARTED else 0

@@ -245,3 +245,13 @@ def test_an_expired_certificate_is_warned_of(tmp_path: Path, server: Pair) -> No
     expire(server)
     (warning,) = protection(tmp_path, f"{PAIR}}}").warnings
     assert warning.endswith("clients won't take the certificate: certificate has expired")
+
+
+def test_a_name_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "web.yaml"
+    path.write_text('tls_server_config: {cert_file: "a\\tb", key_file: "\u202ec"}\n')
+    with pytest.raises(SpecError) as caught:
+        Reading(path).protection()
+    for problem in caught.value.problems:
+        assert str(problem).isprintable()
+        assert problem.hint is None or problem.hint.isprintable()

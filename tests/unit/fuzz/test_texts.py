@@ -77,7 +77,7 @@ def test_what_must_not_be_is_found(what: Exception) -> None:
 
 def test_a_hang_is_found() -> None:
     def check(data: bytes) -> bool:
-        return sum(range(40_000_000)) > len(data)
+        return sum(range(20_000_000)) > len(data)
 
     kind = running.Kind("made-up", lambda rng: rng.randbytes(3), check)
     (found,) = running.run(kind, range(1), seed=1).found

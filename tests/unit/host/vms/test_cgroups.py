@@ -8,6 +8,7 @@ import pytest
 
 from gmemd.daemon.varlink.peer import trusted_unit
 from gmemd.host.vms.cgroups import main_cgroup, read_cgroups, read_mems, unit_of
+from gmemd.host.vms.holders import ProcessFacts, read_facts
 
 if TYPE_CHECKING:
     from tests.unit.host.vms.conftest import ProcTree
@@ -79,3 +80,11 @@ def test_nobody_gets_into_another_unit_by_a_cgroup_s_name(tree: ProcTree, char: 
 def test_a_cgroup_whose_name_no_file_can_have(tree: ProcTree) -> None:
     tree.add(1, ["a"], cgroup="0::/a\0b\n", mems="2")
     assert read_mems(1, read_cgroups(1, tree.root), tree.root) == {2}
+
+
+def test_a_damaged_stat_is_a_process_of_which_nothing_is_told(tree: ProcTree) -> None:
+    folder = tree.add(1, ["a"])
+    (folder / "comm").write_text("a\n")
+    assert read_facts(1, tree.root).start_ticks == 4200
+    (folder / "stat").write_text((folder / "stat").read_text().replace(" 4200 ", " 42-0 "))
+    assert read_facts(1, tree.root) == ProcessFacts()
