@@ -112,17 +112,13 @@ def read_policies(vmm: VmmProcess) -> dict[int, PolicyRead]:
     """The policies that the kernel holds for a process' mappings, by address.
 
     It holds the process' locks while the kernel counts its pages: for an audit that was asked to
-    look at everything. Empty where it can't be read.
+    look at everything. Raises ProcfsError where they can't be read.
     """
-    try:
-        entries = read_numa_maps(vmm.pid)
-    except ProcfsError:
-        return {}
     return {
         entry.start: PolicyRead(
             entry.mode, entry.nodes, sum(_FLAGS.get(flag, 0) for flag in entry.flags)
         )
-        for entry in entries
+        for entry in read_numa_maps(vmm.pid)
         if not entry.truncated
     }
 

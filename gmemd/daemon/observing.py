@@ -20,6 +20,7 @@ from gmemd.audit.observed import (
 )
 from gmemd.drift.compute import compute_drift
 from gmemd.drift.rivals import as_unknown, misled
+from gmemd.errors import GmemdError
 from gmemd.export.snapshot import RegionStatus, Running, Unmatched, VmState, VmStatus
 from gmemd.host.vms.finding import VmmFinder, still_runs
 from gmemd.host.vms.hidden import hidden_processes
@@ -194,8 +195,13 @@ def observe(found: FoundVm, host: Host, effort: Effort) -> VmStatus:
     seen of the VM is part of the answer. Raises AuditStoppedError.
     """
     policies: dict[int, PolicyRead] = {}
+    unread: tuple[Unseen, ...] = ()
     if effort.sample_pages is None and not (found.vmm.blocked or found.vmm.userfaultfd):
-        policies = read_policies(found.vmm)
+        try:
+            policies = read_policies(found.vmm)
+        except GmemdError as error:
+            words = f"the kernel's policies of its memory: {error.message}"
+            unread = (Unseen(Unknown.UNREADABLE, words, error.hint or ""),)
     vm = plan_observed(
         found.name,
         found.vmm,
@@ -205,6 +211,8 @@ def observe(found: FoundVm, host: Host, effort: Effort) -> VmStatus:
         spec=found.spec,
     )
     seen = _with_missing(vm, audit_observed(vm, effort, policies), effort)
+    if unread and not seen.unseen:
+        seen = replace(seen, unseen=unread)
     audit = _believed(vm, seen.audit, host) if seen.audit is not None else None
     drift = compute_drift(vm.plan, audit, host) if audit is not None and vm.regions else None
     return _status(vm, seen, audit, drift)

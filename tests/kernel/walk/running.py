@@ -13,6 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import gmemd.daemon.adopting
+import gmemd.daemon.fleet
 import gmemd.daemon.reconcile
 import gmemd.daemon.vm
 from gmemd.client.blocking import NoDaemonError, call
@@ -76,6 +77,7 @@ class Running:
         limit_process()
         gmemd.daemon.vm.FIRST_RETRY_SECONDS = RETRY_SECONDS
         gmemd.daemon.adopting.TICK_SECONDS = 0.05
+        gmemd.daemon.fleet.NEWS_SECONDS = 0.02
         gmemd.daemon.reconcile.EXEC_SECONDS = 0.01
         child.Child = self._child_class()  # type: ignore[misc]
         put_in_place(self.faults.errno_of)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tests.kernel.walk.running import Running
 
 MIB = 1 << 20
-ATTEMPTS = 4
+REST_SECONDS = (0.01, 0.1, 1.0, 2.0)
+"""Before another attempt: a VMM that was not found is looked for again after a second."""
 
 _REFUSALS = (CallError, BadCallError, RefusedError, RefusedByDaemonError, NoDaemonError)
 
@@ -76,12 +77,14 @@ QEMU = (
 class Told:
     """What an outsider was told: error replies, what status said on the way, and the result.
 
-    ``counters`` are the metrics' while there was memory: those of a VM go with it.
+    ``healed`` is the result once all was looked at again after a fault; ``counters`` are the
+    metrics' while there was memory: those of a VM go with it.
     """
 
     refusals: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     result: object = None
+    healed: object = None
     counters: dict[str, float] = field(default_factory=dict)
 
 
@@ -120,12 +123,12 @@ class Scenario:
 
     def attempt(self, what: str, do: Callable[[], object]) -> object:
         """Do something; what is refused once has to go well the next time."""
-        for _ in range(ATTEMPTS):
+        for rest_seconds in REST_SECONDS:
             try:
                 return do()
             except _REFUSALS as error:
                 self.told.refusals.append(f"{what}: {error}")
-                time.sleep(0.01)
+                time.sleep(rest_seconds)
         raise TimeoutError(f"{what} doesn't heal: {self.told.refusals[-1]}")
 
     def audit(self) -> None:
@@ -140,8 +143,14 @@ class Scenario:
         """Remember how the VM is in the end, without what differs from one time to the next."""
         with self.running.faults.paused():
             self.told.counters = self.running.counters()
-            told = self.running.call("Describe", vm=self.name)["vm"]
-        self.told.result = {
+            self.told.result = self._described()
+            if self.running.faults.fired:
+                self.running.call("Audit", vm=self.name, full=True)
+                self.told.healed = self._described()
+
+    def _described(self) -> object:
+        told = self.running.call("Describe", vm=self.name)["vm"]
+        return {
             "state": told["state"],
             "warnings": sorted(told["warnings"]),
             "holder": (told["holder"] or {}).get("alive"),
