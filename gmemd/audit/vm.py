@@ -170,10 +170,15 @@ def may_hold_policy(plan: RegionPlan) -> bool:
 
 
 def no_less_lately_verified(audit: VmAudit, before: VmAudit | None) -> VmAudit:
-    """Give the same, with no region verified less lately than it was ``before``."""
+    """Give the same, with no region verified less lately than it was ``before``.
+
+    What is still to come was told by a clock that was set since, and is no time to go by.
+    """
+    ended = audit.started_timestamp + audit.duration_seconds
     known = {
-        (seen.guest_node, seen.index): seen.verified_timestamp or 0.0
+        (seen.guest_node, seen.index): seen.verified_timestamp
         for seen in (before.regions if before is not None else ())
+        if seen.verified_timestamp is not None and seen.verified_timestamp <= ended
     }
     regions = (
         replace(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gmemd.memory.guard import Guard
 
 _GRACE_SECONDS = 5.0
+_FOLLOWERS = 2
 _UNPINNED = "the CPUs beside the memory aren't allowed (AllowedCPUs=)"
 _NOT_DELEGATED = (
     "gmemd may only move its helpers into cgroups that are delegated to its user; where gmemd "
@@ -97,8 +98,27 @@ def prefault(
     """Have a helper process allocate the range; blocks. Works on any fd that can be fallocated.
 
     ``progress`` is called with the bytes done so far. Raises KernelError where no helper can be
-    started; whatever happens to the helper is a result.
+    started; whatever happens to the helper is a result. Helpers are what the kernel's OOM killer
+    takes first, wherever memory ran out: one that had room itself is followed by another.
     """
+    for _ in range(_FOLLOWERS):
+        result = _attempt(job, progress=progress, cancel=cancel)
+        if result.outcome is not PrefaultOutcome.OOM_KILLED or not _has_room(job, result):
+            return result
+    return _attempt(job, progress=progress, cancel=cancel)
+
+
+def _has_room(job: PrefaultJob, result: PrefaultResult) -> bool:
+    """Whether what is missing fits where it belongs, so that it can't have been what was short."""
+    if job.guard is None:
+        return True
+    return job.guard.headroom(job.guard.available()) > result.needed_bytes
+
+
+def _attempt(
+    job: PrefaultJob, *, progress: Callable[[int], None], cancel: threading.Event
+) -> PrefaultResult:
+    """Prefault by one helper."""
     kills_before = _count("oom_kill", Path("/proc/vmstat"))
     limits_met_before = _limits_met(_payer(job))
     fds = [job.fd] if job.cgroup_fd is None else [job.fd, job.cgroup_fd]
@@ -220,6 +240,11 @@ def _stopped(job: PrefaultJob, payers_room: int | None) -> dict[str, Any]:
         }
     if job.guard is None:
         return {"outcome": PrefaultOutcome.FAILED, "detail": "it ended before all was allocated"}
+    if not job.guard.reserve_bytes:
+        return {
+            "outcome": PrefaultOutcome.FAILED,
+            "detail": "none of its host nodes is there, or gmemd may use none of them",
+        }
     full = _full_node(job)
     reserve = job.guard.reserve_bytes[full["full_node"]]
     return {"outcome": PrefaultOutcome.STOPPED_AT_RESERVE, "reserve_bytes": reserve} | full
@@ -227,7 +252,7 @@ def _stopped(job: PrefaultJob, payers_room: int | None) -> dict[str, Any]:
 
 def _full_node(job: PrefaultJob) -> dict[str, Any]:
     """The node that ran out, with the region's pages still on it."""
-    if job.guard is None:
+    if job.guard is None or not job.guard.reserve_bytes:
         return {}
     available = job.guard.available()
     node = job.guard.fullest(available)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from gmemd.client.blocking import call
+from gmemd.client.blocking import CallError, call
 from tests.kernel.daemon.faults import Left, helpers, stop_next_helper
 from tests.kernel.daemon.vmms import vmm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.kernel.daemon.conftest import Daemon
 
@@ -95,3 +97,42 @@ def test_who_waits_for_a_helper_that_hangs_may_give_up(running: Daemon) -> None:
         guest.kill()
         running.until(lambda: "new" not in running.names())
     left.check()
+
+
+def fill(file: Path) -> None:
+    """Write until there is no room."""
+    with file.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(4096))
+
+
+@pytest.fixture
+def small_disk(daemon: Daemon) -> Iterator[Path]:
+    """A state directory with little room."""
+    state = daemon.directory / "state"
+    state.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(state)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this process may not mount")
+    yield state
+    subprocess.run(["umount", str(state)], check=True)
+
+
+def test_a_full_disk_is_told_and_nobody_else_suffers(small_disk: Path, running: Daemon) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        fill(small_disk / "filling")
+    with pytest.raises(CallError) as refused:
+        call(running.socket, "Acquire", vm="new", spec=spec("new"), timeout_seconds=60)
+    assert refused.value.error == "NotReady"
+    assert "No space left" in str(refused.value)
+    write(running, "late", size="16MiB")
+    call(running.socket, "Reload")
+    running.wait_for("late", "ready")
+    running.until(lambda: "state.json: No space left" in running.log.read_text())
+    os.truncate(small_disk / "filling", (small_disk / "filling").stat().st_size - 4096)
+    call(running.socket, "Acquire", vm="new", spec=spec("new"), timeout_seconds=60)
+    assert (small_disk / "vms.d/new.yaml").exists(), "there is room for that, and for no more"
+    (small_disk / "filling").unlink()
+    write(running, "later", size="16MiB")
+    call(running.socket, "Reload")
+    running.until(lambda: '"late"' in (small_disk / "state.json").read_text())

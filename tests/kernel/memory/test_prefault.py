@@ -21,6 +21,7 @@ from gmemd.kernel import fallocate, pages
 from gmemd.kernel.memfd import create_memfd
 from gmemd.kernel.mempolicy import MemPolicy
 from gmemd.memory import child, dealing
+from gmemd.memory import prefault as prefault_module
 from gmemd.memory.guard import Guard, claims
 from gmemd.memory.prefault import PrefaultJob, PrefaultOutcome, prefault
 
@@ -410,3 +411,37 @@ def test_a_helper_that_is_only_slow_is_waited_for(
     growing[0].join()
     assert time.monotonic() > silent_until
     assert result.outcome is PrefaultOutcome.COMPLETE
+
+
+def test_host_nodes_that_went_meanwhile_are_a_failure(
+    guest_memfd: Callable[..., int], job: Job
+) -> None:
+    result = prefault(
+        job(guest_memfd(4 * MIB, flags=0), guard=Guard({})), progress=lambda _: None, cancel=never
+    )
+    assert result.outcome is PrefaultOutcome.FAILED
+    assert "none of its host nodes" in result.detail
+    assert result.allocated_bytes == 0
+
+
+def test_a_helper_taken_for_what_others_lacked_is_followed_by_another(
+    guest_memfd: Callable[..., int], job: Job, roomy: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's OOM killer counts what it kills, which is made up here."""
+    kills = itertools.count()
+    monkeypatch.setattr(
+        prefault_module, "_count", lambda name, _: next(kills) if name == "oom_kill" else 0
+    )
+    killed: list[int] = []
+
+    def kill(_: int) -> None:
+        if not killed:
+            killed.append(pid := helper_pid())
+            os.kill(pid, signal.SIGKILL)
+
+    fd = guest_memfd(512 * MIB, flags=0)
+    result = prefault(job(fd, guard=roomy), progress=kill, cancel=never)
+    assert killed
+    assert result.outcome is PrefaultOutcome.COMPLETE
+    assert result.allocated_bytes == 512 * MIB
+    assert no_children()
