@@ -28,9 +28,6 @@ ALLOW = 0x7FFF0000
 ERRNO = 0x00050000
 ACTIONS = {"SCMP_ACT_ALLOW": ALLOW, "SCMP_ACT_ERRNO": ERRNO}
 OPERATIONS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
-NEW = {"cachestat": 451, "fchmodat2": 452}
-"""Calls that came after Debian 12's libseccomp; their number is the same everywhere."""
-
 UNKNOWN = -1
 """What libseccomp says of a name that no machine has; calls of other machines are below."""
 
@@ -59,9 +56,7 @@ def number_of(name: str) -> int | None:
     """A call's number on this machine; None where it has none. Raises ValueError: no such call."""
     number = int(_library().seccomp_syscall_resolve_name(name.encode()))
     if number == UNKNOWN:
-        if name not in NEW:
-            raise ValueError(f"{name} is no system call")
-        return NEW[name]
+        raise ValueError(f"{name} is no system call")
     return number if number >= 0 else None
 
 

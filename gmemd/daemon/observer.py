@@ -154,13 +154,14 @@ class Observer:
 
     def _failed(self, error: Exception) -> None:
         """Tell, with each VM that is looked for, that nothing was found out this time."""
-        words = f"looking for running VMs failed: {error}"
+        words, hint = f"looking for running VMs failed: {error}", getattr(error, "hint", None) or ""
         if self._failure != words:
-            log.error("%s", words, exc_info=None if isinstance(error, GmemdError) else error)
+            bug = None if isinstance(error, GmemdError) else error
+            log.error("%s%s", words, f" (hint: {hint})" if hint else "", exc_info=bug)
         self._failure = words
         self._counters.add_audit_error("discovery")
         missed = (spec.vm for spec in self._wanted.specs if spec.vm not in self._vms)
-        self._waiting |= dict.fromkeys(missed, (words, getattr(error, "hint", None) or ""))
+        self._waiting |= dict.fromkeys(missed, (words, hint))
         self.found = object()
         self._changed()
 

@@ -105,7 +105,7 @@ class Taking:
         holder is taken over only if it returns, and may have been closed as it was known already.
         """
         spec = self._registrable(vm, holder)
-        files = await self._identify(vm.name, offered, fds)
+        files = await self._identify(offered, fds)
         known = {region.id for region in vm.regions}
         if not set(remove) <= known:
             raise InvalidParameter(parameter="remove")
@@ -165,9 +165,9 @@ class Taking:
             raise AlreadyOwned(vm=vm.name, holder_pid=vm.holder.pid)
 
     async def _identify(
-        self, vm: str, offered: Sequence[OfferedPiece], fds: Sequence[int]
+        self, offered: Sequence[OfferedPiece], fds: Sequence[int]
     ) -> dict[int, MemoryFile]:
-        """What the descriptors are that pieces are of; raises FdRejected, ProvisioningFailed."""
+        """What the descriptors are that pieces are of; raises FdRejected."""
         files: dict[int, MemoryFile] = {}
         for index in sorted({piece.fd_index for piece in offered}):
             if not 0 <= index < len(fds):
@@ -178,8 +178,6 @@ class Taking:
                 files[index] = await self._fleet.workers.identify(fds[index])
             except GmemdError as error:
                 raise FdRejected(index=index, reason=error.in_one_line) from error
-            except ProvisionError as error:
-                raise provisioning_failed(vm, error) from error
         return files
 
     @contextmanager

@@ -8,7 +8,6 @@ import time
 from typing import TYPE_CHECKING
 
 from gmemd.errors import GmemdError
-from gmemd.kernel.errors import KernelError
 from gmemd.kernel.identity import (
     FileKind,
     MemoryFile,
@@ -19,7 +18,6 @@ from gmemd.kernel.identity import (
 from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED, GUEST_MEMFD_MMAP
 from gmemd.kernel.memfd import PAGE_SIZE
 from gmemd.memory.creator import create_guest_memfds
-from gmemd.memory.errors import ProvisionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,14 +44,8 @@ class MemoryFiles:
     def identify(self, fd: int) -> MemoryFile:
         """Say which memory a descriptor is; no file system is asked.
 
-        Raises NotMemoryError, and ProvisionError where the kernel doesn't tell.
+        Raises NotMemoryError, and KernelError where the kernel doesn't tell.
         """
-        try:
-            return self._identify(fd)
-        except KernelError as error:
-            raise ProvisionError(error.message, reason="system-call", hint=error.hint) from error
-
-    def _identify(self, fd: int) -> MemoryFile:
         try:
             return identify_memory(fd, guest_memfd_device=self._device)
         except NotMemoryError:

@@ -66,7 +66,7 @@ def registered(guest: Vmm) -> dict[str, Any]:
     try:
         return dict(guest.do("register", "later", PIECES))
     except RefusedByDaemonError as error:
-        return {"state": "refused", **error.parameters}
+        return {"state": "refused", "message": error.parameters["reason"], "hint": None}
 
 
 @needs_kvm
