@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
+    from gmemd.memory import cgroup  # noqa: PLC0415  before what follows takes memory
+
+    cgroup.settle()
     from gmemd.daemon import logs, service  # noqa: PLC0415  heavy imports, for this command alone
 
     logs.configure(logging.DEBUG if args.debug else logging.INFO)

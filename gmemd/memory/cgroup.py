@@ -23,6 +23,17 @@ _MOVE_ATTEMPTS = 10
 _lock = threading.Lock()
 
 
+def settle() -> None:
+    """Take up the place below a delegated subtree, before memory is taken, which is charged there.
+
+    Nothing happens where no subtree is delegated, or it can't be divided.
+    """
+    with _lock, contextlib.suppress(OSError):
+        subtree = delegated_subtree()
+        if subtree is not None:
+            _become_leaf(subtree)
+
+
 @dataclass(frozen=True, slots=True)
 class Payer:
     """The cgroup directory that pays (None: the daemon's own cgroup), and why it is that one.
@@ -170,8 +181,16 @@ def _become_leaf(subtree: Path) -> None:
                 (leaf / "cgroup.procs").write_text(pid)
         with contextlib.suppress(BlockingIOError, OSError):
             control.write_text("+memory")
-            return
-    control.write_text("+memory")
+            break
+    else:
+        control.write_text("+memory")
+    _protect(subtree, leaf)
+
+
+def _protect(subtree: Path, leaf: Path) -> None:
+    """Claim for the daemon what is protected (MemoryMin=): guests' pages can't be reclaimed."""
+    with contextlib.suppress(OSError):
+        (leaf / "memory.min").write_text((subtree / "memory.min").read_text())
 
 
 def _words(path: Path) -> list[str]:

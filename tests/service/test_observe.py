@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from pathlib import Path
@@ -75,14 +74,6 @@ def metrics() -> str:
     return unit.get("127.0.0.1:9989", "/metrics")
 
 
-def exposure() -> float:
-    """What systemd-analyze makes of the unit: 0 is best, 10 is worst."""
-    told = unit.run("systemd-analyze", "security", "--no-pager", "gmemd.service").stdout
-    found = re.search(r"exposure level for gmemd.service: ([0-9.]+)", told)
-    assert found is not None, told
-    return float(found[1])
-
-
 @pytest.mark.usefixtures("plain")
 def test_without_the_drop_in_vms_are_listed_and_it_is_named(vms: dict[str, int]) -> None:
     for name, pid in vms.items():
@@ -101,7 +92,6 @@ def test_without_the_drop_in_vms_are_listed_and_it_is_named(vms: dict[str, int])
     shown = unit.run("gmemd", "status", "--exit-code")
     assert shown.returncode == 5
     assert "gmemd.service.d/observe.conf" in shown.stdout
-    print(shown.stdout, "exposure", exposure())  # noqa: T201  for whoever asks with -rP
 
 
 @pytest.mark.usefixtures("permitted")
@@ -123,7 +113,6 @@ def test_with_it_they_are_audited(vms: dict[str, int]) -> None:
     assert unit.run("gmemd", "status", "--exit-code").returncode == 0
     done = unit.run("promtool", "check", "metrics", told=metrics())
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
-    print(unit.must("gmemd", "status"), "exposure", exposure())  # noqa: T201  as above
 
 
 @pytest.mark.usefixtures("permitted")

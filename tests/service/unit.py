@@ -100,9 +100,10 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Stop the unit; systemctl returns when it is gone."""
+    """Stop the unit, and give its VMs' memory back; systemctl returns when it is gone."""
     must("systemctl", "stop", "gmemd.service")
     run("systemctl", "reset-failed", "gmemd.service")
+    must("systemctl", "clean", "--what=fdstore", "gmemd.service")
 
 
 def unit(name: str) -> str:
