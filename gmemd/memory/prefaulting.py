@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING
 
+from gmemd.kernel.errors import KernelError
 from gmemd.memory.errors import ProvisionCancelledError, ProvisionError
 from gmemd.memory.placement import (
     any_cpus,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from gmemd.plan.admission import Reserve
 
 _CANCEL_POLL_SECONDS = 0.1
+_MORE_TASKS = "raise pids.max of gmemd's cgroup (TasksMax= of the unit), or RLIMIT_NPROC"
 
 
 def prefault_regions(
@@ -60,8 +64,8 @@ def prefault_regions(
 
     groups = disjoint(regions)
     with ThreadPoolExecutor(max(1, len(groups)), thread_name_prefix="prefault") as pool:
-        pending: set[Future[None]] = {pool.submit(run, group) for group in groups}
         try:
+            pending = _begun(pool, [partial(run, group) for group in groups])
             while pending:
                 done, pending = wait(pending, _CANCEL_POLL_SECONDS, FIRST_COMPLETED)
                 if cancel.is_set():
@@ -70,6 +74,15 @@ def prefault_regions(
                     future.result()
         finally:
             stop.set()
+
+
+def _begun(pool: ThreadPoolExecutor, work: Sequence[Callable[[], None]]) -> set[Future[None]]:
+    """All of the work, each on a thread of its own; raises KernelError where one can't be had."""
+    try:
+        return {pool.submit(each) for each in work}
+    except RuntimeError as error:  # that is how Python tells it, whatever the errno was
+        what = f"starting {len(work)} threads for prefaulting"
+        raise KernelError("clone", errno.EAGAIN, what, hint=_MORE_TASKS) from error
 
 
 class _Tally:

@@ -11,11 +11,15 @@ import contextlib
 import os
 from collections import deque
 from dataclasses import dataclass
+from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+
+_NO_MORE = object()
 
 
 def _nothing() -> None:
@@ -25,12 +29,15 @@ def _nothing() -> None:
 class Closer:
     """Does what may hang, in a thread for each source of file descriptors that has any.
 
-    What hangs holds up what is of the same source alone; that is done in order.
+    What hangs holds up what is of the same source alone; that is done in order. Where no thread can
+    be had, one that stands by does it, for all sources.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
+        self._left: SimpleQueue[Hashable] = SimpleQueue()
         self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
+        Thread(target=self._stand_by, name="close", daemon=True).start()
 
     def close(self, fd: int, source: Hashable, closed: Callable[[], None] = _nothing) -> None:
         """Close a file descriptor sometime; ``closed`` is then called, in a thread."""
@@ -52,11 +59,23 @@ class Closer:
                 return
             self._waiting[source] = deque([work])
         # What hangs must not hold up the daemon's end.
-        Thread(target=self._work, args=(source,), name="close", daemon=True).start()
+        thread = Thread(target=self._work, args=(source,), name="close", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._left.put(source)
+
+    def end(self) -> None:
+        """Have nobody stand by any more, once what is left is done."""
+        self._left.put(_NO_MORE)
 
     def waiting(self, source: Hashable) -> int:
         """Return how much of a source's isn't begun yet."""
         return len(self._waiting.get(source, ()))
+
+    def _stand_by(self) -> None:
+        while (source := self._left.get()) is not _NO_MORE:
+            self._work(source)
 
     def _work(self, source: Hashable) -> None:
         while True:

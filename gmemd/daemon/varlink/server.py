@@ -82,6 +82,7 @@ class Server(VarlinkUnixServer):
         """End all connections."""
         super().abort_clients()
         self._hangups.close()
+        self._closer.end()
 
     def _handle_accept(self) -> None:
         """Take some connections; the loop calls again while there are more."""

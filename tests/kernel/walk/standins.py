@@ -13,6 +13,8 @@ import posix
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 LAYERS = ("kernel", "host", "memory", "audit", "daemon", "export")
 
 _BY_PATH = ("open", "readlink", "listdir", "stat", "getxattr")
-_PLAIN = ("dup", "fstat", "memfd_create", "pidfd_open", "sched_setaffinity")
+_PLAIN = ("dup", "fstat", "fsync", "memfd_create", "pidfd_open", "pwrite", "sched_setaffinity")
 _FCNTL = {
     getattr(fcntl, name): name for name in ("F_DUPFD_CLOEXEC", "F_GETFL", "F_GET_SEALS", "F_SETFD")
 }
@@ -44,6 +46,8 @@ def put_in_place(errno_of: ErrnoOf, prefix: str = "gmemd.") -> None:
         ),
         id(socket): _StandIn(socket, _of_socket(errno_of)),
         id(pathlib.Path): _path_class(errno_of),
+        id(threading.Thread): _thread_class(errno_of),
+        id(ThreadPoolExecutor): _pool_class(errno_of),
     }
     wanted = tuple(f"{prefix}{layer}" for layer in LAYERS)
     for name, module in list(sys.modules.items()):
@@ -135,6 +139,28 @@ def _of_socket(errno_of: ErrnoOf) -> dict[str, object]:
         return Socket(fileno=ours.detach()), Socket(fileno=theirs.detach())
 
     return {"socket": Socket, "socketpair": pair}
+
+
+def _thread_class(errno_of: ErrnoOf) -> type[threading.Thread]:
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            if errno_of("thread"):
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    return Thread
+
+
+def _pool_class(errno_of: ErrnoOf) -> type[ThreadPoolExecutor]:
+    class Pool(ThreadPoolExecutor):
+        def _adjust_thread_count(self) -> None:
+            """Where no thread is idle, start one."""
+            needed = not self._idle_semaphore._value and len(self._threads) < self._max_workers
+            if needed and errno_of("thread"):
+                raise RuntimeError("can't start new thread")
+            super()._adjust_thread_count()
+
+    return Pool
 
 
 def _path_class(errno_of: ErrnoOf) -> type[pathlib.Path]:

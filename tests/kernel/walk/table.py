@@ -75,6 +75,9 @@ ERRNOS: dict[str, tuple[int, ...]] = {
     "fcntl F_DUPFD_CLOEXEC": (EMFILE,),
     "fcntl F_GETFL": _DENIED_BY_SECCOMP,
     "clone": (EAGAIN, ENOMEM, EMFILE),
+    "thread": (EAGAIN,),  # pids.max, TasksMax=
+    "fsync": (EIO, ENOSPC),
+    "pwrite": (EIO, ENOSPC),
     "socketpair": (EMFILE, ENFILE, ENOMEM),
     "send": (ENOBUFS, ENOMEM),
     "sendmsg": (ENOBUFS, ENOMEM, ETOOMANYREFS),
