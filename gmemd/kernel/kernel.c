@@ -176,7 +176,8 @@ int64_t gm_set_seam(gm_seam_function *seam)
 
 static int refused(const char *call)
 {
-	int error = __builtin_expect(gm_seam != NULL, 0) ? gm_seam(call) : 0;
+	gm_seam_function *seam = gm_seam;
+	int error = __builtin_expect(seam != NULL, 0) ? seam(call) : 0;
 
 	if (error)
 		errno = error;
@@ -203,9 +204,15 @@ int64_t gm_kvm_open(const char *path)
 	return result_of(TRY("open /dev/kvm", open(path, O_RDWR | O_CLOEXEC)));
 }
 
+/* Whatever stops a task for a moment, such as its cgroup's freezer, ends this with EINTR. */
 int64_t gm_kvm_create_vm(int kvm_fd)
 {
-	return result_of(TRY("KVM_CREATE_VM", ioctl(kvm_fd, GM_KVM_CREATE_VM, 0UL)));
+	int64_t result;
+
+	do {
+		result = result_of(TRY("KVM_CREATE_VM", ioctl(kvm_fd, GM_KVM_CREATE_VM, 0UL)));
+	} while (result == -EINTR);
+	return result;
 }
 
 int64_t gm_kvm_check_extension(int fd, uint64_t capability)
