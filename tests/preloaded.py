@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -25,10 +26,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tests import seccomp
+from tests import seccomp, stepping
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import BinaryIO
 
 REPOSITORY = Path(__file__).parents[1]
@@ -48,6 +49,7 @@ MODULES = (
     "gmemd.export.http",
 )
 MESSAGE_BYTES = 1 << 17
+MOST_FDS = 250
 
 
 class Process:
@@ -109,11 +111,12 @@ class Preloaded:
         environment: Mapping[str, str],
         stdout: BinaryIO,
         stderr: BinaryIO,
+        passed: Sequence[int] = (),
     ) -> Process:
-        """Start a command with no input."""
+        """Start a command with no input; what is passed has numbers from 3 on there."""
         reading, writing = os.pipe()
         order = json.dumps([arguments, dict(environment)]).encode()
-        fds = [stdout.fileno(), stderr.fileno(), writing]
+        fds = [stdout.fileno(), stderr.fileno(), writing, *passed]
         with self._lock:
             socket.send_fds(self._control, [order], fds)
             os.close(writing)
@@ -126,9 +129,22 @@ def _preloaded() -> Preloaded:
     return Preloaded()
 
 
-def start(arguments: list[str], stdout: BinaryIO, **environment: str) -> Process:
-    """Start ``gmemd`` with the arguments and no input; both outputs go to the file."""
-    return _preloaded().start(arguments, os.environ | environment, stdout, stdout)
+def start(
+    arguments: list[str],
+    stdout: BinaryIO,
+    *,
+    passed: Sequence[tuple[str, int]] = (),
+    **environment: str,
+) -> Process:
+    """Start ``gmemd`` with the arguments and no input; both outputs go to the file.
+
+    ``passed`` are names and descriptors that it is given as systemd does.
+    """
+    if passed:
+        environment["LISTEN_FDS"] = str(len(passed))
+        environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in passed)
+    fds = [fd for _, fd in passed]
+    return _preloaded().start(arguments, os.environ | environment, stdout, stdout, fds)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -154,7 +170,7 @@ def _serve(control: socket.socket) -> list[str]:
             _reap(endings)
         if control not in ready:
             continue
-        order, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 3)
+        order, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, MOST_FDS)
         if not order:
             sys.exit()
         pid = os.fork()
@@ -163,8 +179,8 @@ def _serve(control: socket.socket) -> list[str]:
             _become(fds, environment)
             return list(arguments)
         endings[pid] = fds[2]
-        os.close(fds[0])
-        os.close(fds[1])
+        for fd in (*fds[:2], *fds[3:]):
+            os.close(fd)
         control.send(str(pid).encode())
 
 
@@ -184,9 +200,16 @@ def _become(fds: list[int], environment: dict[str, str]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(fds[0], 1)
     os.dup2(fds[1], 2)
-    os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)  # noqa: PTH208
+    end = max(map(int, os.listdir("/proc/self/fd"))) + 1  # noqa: PTH208
+    passed = [fcntl.fcntl(fd, fcntl.F_DUPFD, end) for fd in fds[3:]]
+    os.closerange(3, end)
+    for number, fd in enumerate(passed, 3):
+        os.dup2(fd, number)
+        os.close(fd)
     os.environ.clear()
     os.environ.update(environment)
+    if "LISTEN_FDS" in environment:
+        os.environ["LISTEN_PID"] = str(os.getpid())
     random.seed()
 
 
@@ -202,6 +225,7 @@ def main() -> NoReturn:
     control.detach()
     seccomp.obey(os.environ)
     sys.argv = ["gmemd", *arguments]
+    stepping.arm()
     sys.exit(importlib.import_module("gmemd.cli.main").main())
 
 

@@ -57,16 +57,15 @@ def passed_fds() -> list[tuple[str, int]]:
 
 
 def sort_passed(passed: Iterable[tuple[str, int]]) -> Passed:
-    """Say what each is for; what is for nothing is closed."""
+    """Say what each is for; what is for nothing may be in the store, and is to go from there."""
     sorted_out = Passed()
     for name, fd in passed:
         if name == API and sorted_out.api < 0:
             sorted_out.api = fd
         elif name == METRICS:
             sorted_out.metrics.append(fd)
-        elif name.startswith(STORED):
-            sorted_out.stored.append((name, fd))
         else:
-            log.warning("file descriptor %d (%s), passed by systemd, is not used", fd, name)
-            os.close(fd)
+            if not name.startswith(STORED):
+                log.warning("file descriptor %d (%s), passed by systemd, is not used", fd, name)
+            sorted_out.stored.append((name, fd))
     return sorted_out

@@ -53,6 +53,12 @@ _CODE = bytes.fromhex(
 )
 CODE_ADDRESS = 3 << 30  # where no layout has memory
 MEMORY_ADDRESS = 1 << 20
+_RFLAGS = 2  # the bit that is always set
+_REGISTERS = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+    *(f"r{number}" for number in range(8, 16)),
+    *("rip", "rflags"),
+)
 _SEGMENT = struct.Struct("=QIHBBBBBBBBBB")
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 
@@ -62,16 +68,19 @@ def _address_of(memory: mmap.mmap) -> int:
 
 
 class Guest(AbstractContextManager["Guest"]):
-    """A VM with one vCPU; ``add_memory`` gives it what ``write`` then writes to."""
+    """A VM with one vCPU; ``add_memory`` gives it what ``write`` then writes to.
 
-    def __init__(self) -> None:
+    ``code`` is another program of real mode, for ``run``.
+    """
+
+    def __init__(self, code: bytes = _CODE) -> None:
         with ExitStack() as stack:
             kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, kvm)
             self.vm_fd = fcntl.ioctl(kvm, _CREATE_VM, 0)
             stack.callback(os.close, self.vm_fd)
             self._code = mmap.mmap(-1, PAGE)
-            self._code.write(_CODE)
+            self._code.write(code)
             self._slots = 0
             self._maps: list[mmap.mmap] = []
             self._add_slot(CODE_ADDRESS, PAGE, _address_of(self._code))
@@ -98,20 +107,23 @@ class Guest(AbstractContextManager["Guest"]):
 
     def add_memory(
         self, fd: int, size_bytes: int, *, bound: bool, gpa: int = MEMORY_ADDRESS, offset: int = 0
-    ) -> None:
+    ) -> mmap.mmap:
         """Maps part of a file and makes it the guest's memory: bound to the slot, or plainly."""
         memory = mmap.mmap(fd, size_bytes, offset=offset)
         self._maps.append(memory)
         backing = (offset, fd) if bound else None
         self._add_slot(gpa, size_bytes, _address_of(memory), backing)
+        return memory
 
     def write(self, first_page: int, n_pages: int, *, gpa: int = MEMORY_ADDRESS) -> None:
         """Has the vCPU write one byte to each of these pages."""
-        registers = [0] * 18
-        registers[2] = n_pages  # rcx
-        registers[5] = gpa + first_page * PAGE  # rdi
-        registers[17] = 2  # rflags: the bit that is always set
-        fcntl.ioctl(self._vcpu, _SET_REGS, struct.pack("=18Q", *registers))
+        self.run(rcx=n_pages, rdi=gpa + first_page * PAGE)
+
+    def run(self, **registers: int) -> dict[str, int]:
+        """Has the vCPU run its code from the start until it halts; registers before and after."""
+        wanted = {"rflags": _RFLAGS} | registers
+        values = [wanted.get(name, 0) for name in _REGISTERS]
+        fcntl.ioctl(self._vcpu, _SET_REGS, struct.pack("=18Q", *values))
         while True:
             try:
                 fcntl.ioctl(self._vcpu, _RUN, 0)
@@ -120,7 +132,8 @@ class Guest(AbstractContextManager["Guest"]):
             (reason,) = struct.unpack_from("=I", self._run, _EXIT_REASON_OFFSET)
             if reason != _EXIT_HLT:
                 raise RuntimeError(f"the guest stopped for reason {reason}, not for its halt")
-            return
+            halted = fcntl.ioctl(self._vcpu, _GET_REGS, bytes(144))
+            return dict(zip(_REGISTERS, struct.unpack("=18Q", halted), strict=True))
 
     def _add_slot(
         self, gpa: int, size: int, address: int, backing: tuple[int, int] | None = None

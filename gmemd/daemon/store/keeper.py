@@ -104,6 +104,8 @@ class Keeper:
         self._next_holder = max(self._next_holder, recovered.next_holder)
         self._stored = dict.fromkeys(recovered.stored, "")
         self._unclaimed = set(recovered.unclaimed)
+        if self._stored:
+            self._wanted.set()  # what is nobody's is removed at once
 
     async def secure(self) -> None:
         """Return once all that VMs have now is written down, and is in the store.

@@ -93,6 +93,7 @@ def recover(
     known to be nobody's.
     """
     fds = dict(passed)
+    _close(fd for name, fd in passed if fds[name] != fd)  # one of several of a name is enough
     try:
         memory = fds.pop(statefile.NAME, -1)
         recovered = Recovered(memory=statefile.StateMemory(memory) if memory >= 0 else None)

@@ -23,6 +23,8 @@ from tests import preloaded
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.kernel.daemon.keeping import Store
+
 REPOSITORY = Path(__file__).parents[3]
 GMEMD = [sys.executable, "-m", "gmemd"]
 PATIENCE_SECONDS = 120
@@ -61,6 +63,7 @@ class Daemon:
         self.socket = directory / "io.gmemd"
         self.log = directory / "log"
         self.port = free_port()
+        self.store: Store | None = None
         self.process: preloaded.Process | subprocess.Popen[bytes] | None = None
         self.configure()
 
@@ -97,7 +100,11 @@ class Daemon:
         with self.log.open("ab") as log:
             if command[: len(GMEMD)] == GMEMD:
                 arguments = command[len(GMEMD) :]
-                self.process = preloaded.start(arguments, log, **environment)
+                passed = self.store.passed() if self.store is not None else ()
+                known = self.store.environment if self.store is not None else {}
+                self.process = preloaded.start(
+                    arguments, log, passed=passed, **known, **environment
+                )
             else:
                 self.process = subprocess.Popen(
                     command, cwd=REPOSITORY, env=os.environ | environment, stdout=log, stderr=log

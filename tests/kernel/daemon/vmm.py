@@ -1,7 +1,8 @@
 """A VMM of the tests' own, as a program: it does what it is told, a line of JSON at a time.
 
 ``python vmm.py SOCKET``: each line names what to do and its arguments, and is answered by a line:
-``{"ok": …}``, or ``{"error": NAME, "parameters": …}`` for a varlink error.
+``{"ok": …}``, or ``{"error": NAME, "parameters": …}`` for a varlink error, or one that the daemon's
+end is (NoDaemon).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from gmemd.client import Client, Offered
 from gmemd.client.blocking import call
-from gmemd.client.errors import CallError
+from gmemd.client.errors import CallError, NoDaemonError
 from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED, GUEST_MEMFD_MMAP, Kvm, KvmVm
 
 MIB = 1 << 20
@@ -190,6 +191,8 @@ def main() -> None:
             done = getattr(vmm, order["do"])(*order["args"], **order["options"])
         except CallError as error:
             answer = {"error": error.error, "parameters": error.parameters}
+        except NoDaemonError as error:
+            answer = {"error": "NoDaemon", "parameters": {"message": str(error)}}
         else:
             answer = {"ok": done}
         sys.stdout.write(json.dumps(answer) + "\n")
