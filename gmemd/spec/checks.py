@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from gmemd.spec.model import Backend, PolicyMode, Source, Value
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gmemd.spec.document import GuestNodeDocument, VmDocument
+
+_MOST_SHARERS = 8
+"""Guest nodes that are named as having another one's vCPUs already."""
 
 _SOURCES_OF_KEY = {
     "confidential": {Source.REGISTER, Source.ADOPT},
@@ -147,19 +152,21 @@ class VmChecks:
             first.setdefault(node.id, index)
 
     def _check_vcpus(self) -> Iterator[Fault]:
-        home: dict[int, int] = {}
+        owned: dict[int, set[int]] = {}
+        every: set[int] = set()
         for index, node in self._nodes:
-            taken = [vcpu for vcpu in node.vcpus or () if vcpu in home]
-            for owner in sorted({home[vcpu] for vcpu in taken}):
-                shared = [vcpu for vcpu in taken if home[vcpu] == owner]
+            own = set(node.vcpus or ())
+            again = own & every
+            found = ((owner, again & theirs) for owner, theirs in owned.items() if again)
+            for owner, shared in islice(filter(itemgetter(1), found), _MOST_SHARERS):
                 noun = "vCPU" if len(shared) == 1 else "vCPUs"
                 yield Fault(
                     ("guest_nodes", index, "vcpus"),
                     f"has {noun} {format_nodeset(shared)} of guest_nodes[{owner}] again",
                     "a vCPU is in one guest node",
                 )
-            for vcpu in node.vcpus or ():
-                home.setdefault(vcpu, index)
+            owned[index] = own - every
+            every |= own
 
     def _check_forms(self, index: int, node: GuestNodeDocument) -> Iterator[Fault]:
         """Either memory, host_nodes and policy, or regions that have their own."""

@@ -18,6 +18,9 @@ from gmemd.spec.sizes import parse_size
 HIGHEST_GUEST_NODE = 1023
 """Linux guests have at most 1024 NUMA nodes."""
 
+MOST_GUEST_NODES = 256
+"""Twice as many as any VMM makes (QEMU has 128)."""
+
 NODESET_PATTERN = r"^\s*\^?[0-9]+(\s*-\s*[0-9]+)?(\s*,\s*\^?[0-9]+(\s*-\s*[0-9]+)?)*\s*$"
 SIZE_PATTERN = r"^\s*[0-9]+(\.[0-9]+)?\s*[KMGTP]iB?\s*$"
 PAGE_SIZES = {"4KiB": 1 << 12, "2MiB": 1 << 21, "1GiB": 1 << 30}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gmemd.spec.checks import VmChecks
-from gmemd.spec.document import VmDocument
-from gmemd.spec.problems import Problem, SpecError, printable
+from gmemd.spec.document import MOST_GUEST_NODES, VmDocument
+from gmemd.spec.problems import MOST_PROBLEMS, Fault, Problem, SpecError, printable
 from gmemd.spec.resolve import resolve
 from gmemd.spec.scalars import VM_NAME
 from gmemd.spec.validate import validate
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from gmemd.spec.model import VmSpec
 
 ENDINGS = (".yaml", ".yml")
-MOST_PROBLEMS = 100
 VOLATILE = Path("/run")
 """Directories below it may not exist yet: it is empty after every boot."""
 
@@ -64,6 +63,7 @@ def parse_spec(data: bytes, *, file: str, stem: str | None = None) -> VmSpec:
     ``stem`` is the name that the VM must have; None where the bytes come from no file.
     """
     document = read_document(data, file)
+    _limit_guest_nodes(document)
     vm = validate(document, VmDocument)
     if vm is not None:
         for fault in VmChecks(vm, document.bad, stem=stem).faults():
@@ -71,6 +71,16 @@ def parse_spec(data: bytes, *, file: str, stem: str | None = None) -> VmSpec:
     if vm is None or document.problems:
         raise SpecError(in_order(document))
     return resolve(vm, file)
+
+
+def _limit_guest_nodes(document: Document) -> None:
+    """Leave out what no VM has so many of: distances and vCPUs of each are compared with all."""
+    tree = document.tree
+    nodes = tree.get("guest_nodes") if isinstance(tree, dict) else None
+    if isinstance(nodes, list) and len(nodes) > MOST_GUEST_NODES:
+        fault = Fault(("guest_nodes",), f"must have at most {MOST_GUEST_NODES} guest nodes")
+        document.report(fault)
+        del nodes[MOST_GUEST_NODES:]
 
 
 class KnownFiles:

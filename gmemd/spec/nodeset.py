@@ -63,11 +63,11 @@ def parse_number_set(text: str, *, noun: str, highest: int) -> frozenset[int]:
         raise FieldError(f"must name at least one {noun}, like 0, 0-3 or 0-3,^1")
     if len(text) > _LONGEST_TEXT:
         raise FieldError(f"is longer than {_LONGEST_TEXT} characters")
-    included: set[int] = set()
-    excluded: set[int] = set()
+    pieces: dict[bool, set[range]] = {False: set(), True: set()}
     for piece in text.split(","):
         negated, numbers = _parse_piece(piece.strip(), noun=noun, highest=highest)
-        (excluded if negated else included).update(numbers)
+        pieces[negated].add(numbers)
+    included, excluded = _united(pieces[False]), _united(pieces[True])
     if stray := excluded - included:
         raise FieldError(
             f"excludes {noun} {format_nodeset(stray)}, which it doesn't include",
@@ -78,14 +78,27 @@ def parse_number_set(text: str, *, noun: str, highest: int) -> frozenset[int]:
     return frozenset(included - excluded)
 
 
+def _united(ranges: Iterable[range]) -> set[int]:
+    """All numbers of the ranges, each looked at once however often they overlap."""
+    found: set[int] = set()
+    end = 0
+    for numbers in sorted(ranges, key=lambda numbers: numbers.start):
+        found.update(range(max(numbers.start, end), numbers.stop))
+        end = max(end, numbers.stop)
+    return found
+
+
 def parse_number_list(items: Iterable[str], *, noun: str, highest: int) -> frozenset[int]:
     """Unite the items' numbers; raises FieldErrors that tell each bad item's index."""
     numbers: set[int] = set()
+    read: set[str] = set()
     errors: list[FieldError] = []
     for index, item in enumerate(items):
         try:
             text = item if isinstance(item, str) else "[]"
-            numbers |= parse_number_set(text, noun=noun, highest=highest)
+            if text not in read:
+                numbers |= parse_number_set(text, noun=noun, highest=highest)
+                read.add(text)
         except FieldError as error:
             errors.append(FieldError(error.message, hint=error.hint, within=(index,)))
     if errors:

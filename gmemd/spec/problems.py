@@ -10,6 +10,8 @@ from gmemd.errors import Exit, GmemdError
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 LONGEST_VALUE = 60
+MOST_PROBLEMS = 100
+"""Of one file, that are told; of more their number."""
 
 
 class FieldError(ValueError):

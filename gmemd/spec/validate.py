@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from gmemd.spec.problems import Fault, FieldError, FieldErrors, KeyPath
+from gmemd.spec.problems import MOST_PROBLEMS, Fault, FieldError, FieldErrors, KeyPath
 from gmemd.spec.scalars import nearest
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _faults(details: ErrorDetails) -> Iterator[Fault]:
 
 def _unknown_keys(document: Document, model: type[BaseModel]) -> Iterator[Fault]:
     """Find keys that no part of the model has."""
+    n_unknown = 0
     for path in document.keys:
         part = _model_at(model, path[:-1])
         if part is None:
@@ -92,7 +93,9 @@ def _unknown_keys(document: Document, model: type[BaseModel]) -> Iterator[Fault]
         accepted = [info.alias or name for name, info in part.model_fields.items()]
         if path[-1] in accepted:
             continue
-        meant = nearest(str(path[-1]), accepted)
+        n_unknown += 1
+        # They come in the file's order, so that no later one is among the first that are shown.
+        meant = nearest(str(path[-1]), accepted) if n_unknown <= MOST_PROBLEMS else None
         hint = f"did you mean {meant}?" if meant else f"known here: {', '.join(accepted)}"
         yield Fault(path, "is not a known key", hint, on_key=True)
         if meant and (*path[:-1], meant) not in document.keys:

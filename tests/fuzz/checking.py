@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from gmemd.cli.check import excerpt
 from gmemd.errors import GmemdError
 from gmemd.spec.config import parse_config
-from gmemd.spec.loading import MOST_PROBLEMS, parse_spec
+from gmemd.spec.loading import parse_spec
 from gmemd.spec.model import Backend, Source
 from gmemd.spec.nodeset import format_nodeset
-from gmemd.spec.problems import FieldError, FieldErrors, SpecError
+from gmemd.spec.problems import MOST_PROBLEMS, FieldError, FieldErrors, SpecError
 from gmemd.spec.sizes import exact_size
 
 if TYPE_CHECKING:

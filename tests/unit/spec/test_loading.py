@@ -174,12 +174,12 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_of_very_many_problems_the_first_are_told(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.yaml", "guest_nodes:\n" + "  - {id: x}\n" * 500)
+    path = write(tmp_path, "a.yaml", "guest_nodes:\n" + "  - {id: x}\n" * 200)
     with pytest.raises(SpecError) as caught:
         load_spec(path)
     told = problems_of(caught)
     assert len(told) == 101
-    assert told[-1] == f"{path}: has 903 more problems"
+    assert told[-1] == f"{path}: has 303 more problems"
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -201,3 +201,28 @@ def test_a_file_that_is_as_it_was_gives_the_same_spec(tmp_path: Path) -> None:
     assert load_directory([tmp_path], known).failed_vms == {"b"}
     write(tmp_path, "b.yaml", memory="2GiB")
     assert load_directory([tmp_path], known).specs == now
+
+
+def test_more_guest_nodes_than_any_vm_has(tmp_path: Path) -> None:
+    def nodes(number: int) -> str:
+        listed = "".join(f"  - {{id: {n}, memory: 4MiB, host_nodes: 0}}\n" for n in range(number))
+        return f"version: 1\nvm: a\nsource: create\nguest_nodes:\n{listed}"
+
+    assert len(load_spec(write(tmp_path, "a.yaml", nodes(256))).guest_nodes) == 256
+    path = write(tmp_path, "a.yaml", nodes(257))
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    (problem,) = caught.value.problems
+    assert problem.message == "must have at most 256 guest nodes"
+    assert (problem.line, problem.key) == (5, "guest_nodes")
+
+
+def test_a_vcpu_of_many_guest_nodes_is_told_of_some(tmp_path: Path) -> None:
+    singles = "".join(f"  - {{id: {n}, vcpus: {n}, memory: 4MiB}}\n" for n in range(20))
+    last = "  - {id: 20, vcpus: 0-30, memory: 4MiB}\n"
+    text = f"version: 1\nvm: a\nsource: register\nguest_nodes:\n{singles}{last}"
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, "a.yaml", text))
+    assert [problem.message for problem in caught.value.problems] == [
+        f"has vCPU {owner} of guest_nodes[{owner}] again" for owner in range(8)
+    ]
