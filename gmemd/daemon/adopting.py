@@ -105,7 +105,8 @@ class Adopting:
                 await self.take_on(spec, vm)
 
     def _note(self, failure: str) -> None:
-        """Say why nobody could be looked for, if that is another reason than before."""
+        """Say why nobody could be looked for, if that is another reason than before; count it."""
+        self._fleet.counters.add_audit_error("discovery")
         if failure != self._failure:
             log.error("looking for VMMs to adopt failed: %s", failure)
         self._failure = failure

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gmemd.daemon import appearing
 from gmemd.daemon.appearing import Appearances
+from gmemd.errors import GmemdError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,3 +56,19 @@ def test_nothing_is_listed_while_nothing_was_started(
     assert looker.look() == frozenset(), "the newest number is the same as before"
     newest(proc, 30)
     assert looker.look() == {30}
+
+
+def test_a_look_that_fails_misses_nobody(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looker = Appearances(proc.parent)
+    looker.look()
+    (proc / "30").mkdir()
+    newest(proc, 30)
+
+    def refuse(_: object) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "listdir", refuse)
+        with pytest.raises(GmemdError, match="Too many open files"):
+            looker.look()
+    assert 30 in looker.look()
