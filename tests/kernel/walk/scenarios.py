@@ -83,8 +83,8 @@ class Told:
 
     refusals: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
-    result: object = None
-    healed: object = None
+    result: dict[str, Any] = field(default_factory=dict)
+    healed: dict[str, Any] | None = None
     counters: dict[str, float] = field(default_factory=dict)
 
 
@@ -146,9 +146,10 @@ class Scenario:
             self.told.result = self._described()
             if self.running.faults.fired:
                 self.running.call("Audit", vm=self.name, full=True)
-                self.told.healed = self._described()
+                # What became of a prefault stays a warning as long as its memory is there.
+                self.told.healed = self._described() | {"warnings": self.told.result["warnings"]}
 
-    def _described(self) -> object:
+    def _described(self) -> dict[str, Any]:
         told = self.running.call("Describe", vm=self.name)["vm"]
         return {
             "state": told["state"],
