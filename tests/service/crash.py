@@ -7,38 +7,40 @@ tests do less of the same.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
-import signal
-import socket
-import struct
 import sys
-import tempfile
 import threading
 import time
-import zipfile
-from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import gmemd
 from gmemd.client import Client
 from gmemd.client.blocking import call
 from gmemd.client.errors import CallError, NoDaemonError
 from tests.service import unit
+from tests.service.crash_daemon import (
+    ANSWER_SECONDS,
+    BEFORE,
+    METRICS,
+    PATIENCE_SECONDS,
+    await_another,
+    await_answer,
+    daemon_pid,
+    installed,
+    kill,
+    open_inodes,
+    pidfd_inode,
+    region_name,
+    replace_by,
+    stored,
+)
 from tests.service.crash_vmm import Running, running
+from tests.service.crash_vms import CHURNED, CHURNING, MIB, VMS, Vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-MIB = 1 << 20
-ANSWER_SECONDS = 30.0
-"""In which it has to answer again, emulated, on a machine that does nothing else."""
-
-PATIENCE_SECONDS = 120.0
-"""In which it has to, whatever else the machine does."""
 
 SETTLE_SECONDS = 20.0
 BUSY_SECONDS = 2.0
@@ -52,110 +54,6 @@ FAILURES = 12
 """Starts that fail in a row: more than any limit on starts that systemd has by default."""
 
 VERSIONS = ("0.1.1", "0.2.0")
-METRICS = "127.0.0.1:9989"
-CHURNED = "churned"
-"""A VM whose memory is made, handed out and given back all the time."""
-
-
-class Node(NamedTuple):
-    """A guest node as a spec has it, and what the kernel is to keep for it."""
-
-    mib: int
-    policy: str
-    host_nodes: tuple[int, ...]
-    backend: str = "guest_memfd"
-
-    def line(self, number: int) -> str:
-        """The spec's line."""
-        nodes = ", ".join(map(str, self.host_nodes))
-        return (
-            f"  - {{id: {number}, memory: {self.mib}MiB, policy: {self.policy}, "
-            f"host_nodes: [{nodes}], backend: {self.backend}}}\n"
-        )
-
-
-@dataclass(frozen=True)
-class Vm:
-    """A VM of the scene; ``inline``: its spec comes with the call that acquires it."""
-
-    name: str
-    source: str
-    nodes: tuple[Node, ...]
-    more: str = ""
-    inline: bool = False
-
-    @property
-    def spec(self) -> str:
-        """Its spec as a file has it."""
-        lines = "".join(node.line(number) for number, node in enumerate(self.nodes))
-        head = f"version: 1\nvm: {self.name}\nsource: {self.source}\n"
-        return f"{head}{self.more}guest_nodes:\n{lines}"
-
-    def write(self) -> Path:
-        """Make that its file."""
-        path = unit.SPECS / f"{self.name}.yaml"
-        path.write_text(self.spec)
-        return path
-
-
-ACQUIRED = Vm("acquired", "create", (Node(8, "bind", (2,)), Node(4, "interleave", (0, 1), "memfd")))
-REGISTERED = Vm("registered", "register", (Node(8, "bind", (3,)), Node(4, "preferred", (1,))))
-ADOPTED = Vm(
-    "adopted",
-    "adopt",
-    (Node(32, "bind", (1,)),),
-    more="match: {unit: crash-adopted.service}\n",
-)
-INLINE = Vm("inline", "create", (Node(4, "bind", (3,)),), inline=True)
-KEPT = Vm("kept", "create", (Node(4, "bind", (2,)),), more="on_vmm_exit: keep\n")
-CHURNING = Vm(CHURNED, "create", (Node(4, "bind", (0,)),))
-VMS = (ACQUIRED, REGISTERED, ADOPTED, INLINE, KEPT)
-
-
-class Stored(NamedTuple):
-    """A descriptor in systemd's store."""
-
-    name: str
-    inode: int
-
-
-def stored() -> list[Stored]:
-    """What systemd's store has for the service."""
-    done = unit.run("systemd-analyze", "fdstore", "--json=short", "gmemd.service")
-    if done.returncode and "No file descriptors" in done.stderr:
-        return []
-    assert done.returncode == 0, done.stderr
-    return [Stored(fd["fdname"], int(fd["inode"])) for fd in json.loads(done.stdout or "[]")]
-
-
-def region_name(inode: Sequence[int]) -> str:
-    """The name of a region in the store, by its device and inode."""
-    device, number = inode
-    return f"r.{device:x}.{number:x}"
-
-
-def daemon_pid() -> int:
-    """The process that listens, by the kernel's word. Raises OSError while none does."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(unit.SOCKET))
-        said = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int(struct.unpack("=iII", said)[0])
-
-
-def main_pid() -> int:
-    """The service's process by systemd's word; 0 while there is none."""
-    return int(unit.unit("MainPID"))
-
-
-def open_inodes(pid: int) -> Counter[tuple[int, int]]:
-    """How many descriptors a process has of each file, by device and inode."""
-    found: Counter[tuple[int, int]] = Counter()
-    with os.scandir(f"/proc/{pid}/fd") as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):  # closed meanwhile
-                status = os.stat(f"/proc/{pid}/fd/{entry.name}")  # noqa: PTH116
-                found[status.st_dev, status.st_ino] += 1
-    return found
 
 
 @dataclass
@@ -209,14 +107,7 @@ class Scene:
     def note_answer(self, before: int, began: float | None = None) -> None:
         """Wait until another process than before answers a call, and note how long that took."""
         began = time.monotonic() if began is None else began
-        while True:
-            with suppress(OSError, NoDaemonError, CallError):
-                if daemon_pid() != before:
-                    call(unit.SOCKET, "List")
-                    break
-            took = time.monotonic() - began
-            assert took < PATIENCE_SECONDS, f"no answer after {took:.0f} s\n{unit.journal()}"
-            time.sleep(0.1)
+        await_answer(before)
         self.answered_seconds.append(time.monotonic() - began)
 
     def kill_at_random(self, chance: random.Random) -> int:
@@ -257,10 +148,9 @@ class Scene:
         self.check()
 
     def upgrade(self, version: str) -> None:
-        """Install another build and restart, as an operator does."""
+        """Put another build in place, as a package manager does, and restart."""
         before = daemon_pid()
-        with tempfile.TemporaryDirectory() as folder:
-            unit.install_wheel(build_of(version, Path(folder)))
+        replace_by(version)
         began = time.monotonic()
         unit.must("systemctl", "restart", "gmemd.service")
         self.note_answer(before, began)
@@ -363,31 +253,6 @@ class Scene:
             assert {int(number) for number in piece["by_node"]} == set(node.host_nodes), piece
 
 
-def pidfd_inode(pid: int) -> int:
-    """What identifies a process in the kernel's own file system of processes."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        return os.fstat(pidfd).st_ino
-    finally:
-        os.close(pidfd)
-
-
-def kill() -> int:
-    """Kill the service's process, and give its pid."""
-    pid = main_pid()
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    return pid
-
-
-def await_another(pid: int) -> None:
-    """Wait until systemd has started another process."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while main_pid() in {0, pid}:
-        assert time.monotonic() < deadline, unit.journal()
-        time.sleep(0.05)
-
-
 def give_back_churned() -> None:
     """Have the churned VM's memory given back, whatever became of it."""
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -399,56 +264,6 @@ def give_back_churned() -> None:
             time.sleep(0.2)
         else:
             return
-
-
-def build_of(version: str, folder: Path) -> Path:
-    """The wheel that is installed, as another version of itself; the same where it is that."""
-    wheel = unit.newest_wheel()
-    name, old, rest = wheel.name.split("-", 2)
-    if version == old:
-        return wheel
-    other = folder / f"{name}-{version}-{rest}"
-    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(other, "w") as target:
-        for item in source.infolist():
-            data = source.read(item)
-            if item.filename == "gmemd/__init__.py":
-                data = data.replace(f'"{old}"'.encode(), f'"{version}"'.encode())
-            elif item.filename.endswith(".dist-info/METADATA"):
-                data = data.replace(
-                    f"\nVersion: {old}\n".encode(), f"\nVersion: {version}\n".encode()
-                )
-            target.writestr(
-                item.filename.replace(f"-{old}.dist-info", f"-{version}.dist-info"), data
-            )
-    return other
-
-
-@contextmanager
-def installed() -> Iterator[None]:
-    """The service with the drop-in for adoption, without specs or memory; stopped at last."""
-    unit.install()
-    unit.clear_specs()
-    unit.run("systemctl", "clean", "--what=fdstore", "gmemd.service")
-    unit.DROP_INS.mkdir(parents=True, exist_ok=True)
-    drop_ins = [unit.DROP_INS / "adopt.conf", unit.DROP_INS / "before.conf"]
-    source = unit.CHECKOUT / "systemd/gmemd.service.d/observe.conf"
-    drop_ins[0].write_text(source.read_text())
-    drop_ins[1].write_text(f"[Service]\nRestartSec=100ms\nExecStartPre=+/bin/sh {BEFORE}\n")
-    BEFORE.write_text("")
-    unit.must("systemctl", "daemon-reload")
-    try:
-        yield
-    finally:
-        unit.stop()
-        unit.run("systemctl", "clean", "--what=fdstore", "gmemd.service")
-        unit.clear_specs()
-        for path in (*drop_ins, BEFORE):
-            path.unlink()
-        unit.must("systemctl", "daemon-reload")
-
-
-BEFORE = Path("/run/crash-before")
-"""A script that is run as root before each start of the daemon."""
 
 
 @contextmanager
@@ -491,7 +306,7 @@ def main() -> int:
             say(f"{kills} kills, answered after {scene.answered_seconds[-1]:.1f} s")
         scene.loop(FAILURES)
         say(f"failed {FAILURES} times in a row")
-        for version in (*VERSIONS, unit.newest_wheel().name.split("-")[1]):
+        for version in (*VERSIONS, gmemd.__version__):
             scene.upgrade(version)
             say(f"runs version {version}, answered after {scene.answered_seconds[-1]:.1f} s")
         scene.stop_and_start()

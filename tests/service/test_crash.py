@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import gmemd
 from tests.service import unit
-from tests.service.crash import FAILURES, KEPT, VERSIONS, Scene
+from tests.service.crash import FAILURES, VERSIONS, Scene
 from tests.service.crash_vmm import running
+from tests.service.crash_vms import KEPT, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KILLS = 10
-MIB = 1 << 20
 QUIET = (2, 3)
 """Host nodes without CPUs, on which nobody else's memory comes and goes."""
 
@@ -40,7 +41,7 @@ def test_failing_to_start_past_any_limit(scene: Scene) -> None:
 
 
 def test_becoming_another_version_and_the_first_again(scene: Scene) -> None:
-    for version in (*VERSIONS, unit.newest_wheel().name.split("-")[1]):
+    for version in (*VERSIONS, gmemd.__version__):
         scene.upgrade(version)
 
 

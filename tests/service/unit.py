@@ -49,23 +49,13 @@ def must(*command: str) -> str:
     return done.stdout
 
 
-def newest_wheel() -> Path:
-    """The wheel that tests/run.sh made."""
-    wheels = sorted(CHECKOUT.glob("dist/gmemd-*.whl"), key=lambda path: path.stat().st_mtime)
-    assert wheels, "there is no wheel in dist/, which tests/run.sh makes"
-    return wheels[-1]
-
-
-def install_wheel(wheel: Path) -> None:
-    """Install a wheel in place of the one before."""
-    pip = ("python3", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps")
-    must(*pip, "--break-system-packages", "--root-user-action=ignore", str(wheel))
-
-
 @cache
 def install() -> None:
     """Install the wheel and what belongs beside it, once."""
-    install_wheel(newest_wheel())
+    wheels = sorted(CHECKOUT.glob("dist/gmemd-*.whl"), key=lambda path: path.stat().st_mtime)
+    assert wheels, "there is no wheel in dist/, which tests/run.sh makes"
+    pip = ("python3", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps")
+    must(*pip, "--break-system-packages", "--root-user-action=ignore", str(wheels[-1]))
     for pattern, target in (
         ("*.service", "/usr/lib/systemd/system"),
         ("*.slice", "/usr/lib/systemd/system"),

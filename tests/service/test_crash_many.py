@@ -1,0 +1,69 @@
+"""2,500 descriptors in the store: the service starts with all of them, whatever ended it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.service import crash_daemon as crash
+from tests.service import unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VMS = {"many-1": "guest_memfd", "many-2": "memfd", "many-3": "memfd"}
+REGIONS = 834
+PAGE = 4096
+SPEC = """\
+version: 1
+vm: {vm}
+source: create
+backend: {backend}
+prefault: false
+guest_nodes:
+  - id: 0
+    regions:
+"""
+REGION = "      - {size: 4KiB, host_nodes: 1, policy: bind}\n"
+
+
+@pytest.fixture(scope="module")
+def names() -> Iterator[list[str]]:
+    """The names of all regions in the store."""
+    with crash.installed():
+        for vm, backend in VMS.items():
+            spec = SPEC.format(vm=vm, backend=backend) + REGION * REGIONS
+            (unit.SPECS / f"{vm}.yaml").write_text(spec)
+        unit.start()
+        for vm in VMS:
+            unit.wait_for(vm, "ready")
+        yield regions()
+
+
+def regions() -> list[str]:
+    return sorted(fd.name for fd in crash.stored() if fd.name.startswith("r."))
+
+
+def test_all_are_in_the_store(names: list[str]) -> None:
+    assert len(set(names)) == len(names) == REGIONS * len(VMS)
+
+
+@pytest.mark.parametrize("how", ["killed", "restarted"])
+def test_all_come_back(names: list[str], how: str) -> None:
+    before = crash.daemon_pid()
+    began = time.monotonic()
+    if how == "killed":
+        crash.kill()
+    else:
+        unit.must("systemctl", "restart", "gmemd.service")
+    crash.await_answer(before)
+    took = time.monotonic() - began
+    print(f"answered after {took:.1f} s")  # noqa: T201
+    assert {vm: told["state"] for vm, told in unit.vms().items()} == dict.fromkeys(VMS, "ready")
+    assert regions() == names
+    opened = crash.open_inodes(crash.daemon_pid())
+    mine = {crash.region_name(inode): count for inode, count in opened.items()}
+    assert [mine.get(name) for name in names] == [1] * len(names)
+    assert "gmemd_fdstore_missing_fds 0.0" in unit.get(crash.METRICS, "/metrics")
