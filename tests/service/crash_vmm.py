@@ -8,7 +8,6 @@ one, is like another.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.numa.counting import counted_bytes
+from tests.numa.counting import counted_bytes, policy_of
 from tests.numa.vcpu import PAGE, Guest
 
 if TYPE_CHECKING:
@@ -41,10 +40,7 @@ PAUSE_SECONDS = 1.0
 """Between two rounds: an emulated machine has other things to do than to run guests."""
 
 _SHARED = 3  # MMAP | INIT_SHARED
-_GET_MEMPOLICY, _F_ADDR, _NODES = 239, 2, 1024
-_MODES = {0: "default", 1: "preferred", 2: "bind", 3: "interleave", 5: "preferred-many"}
 _DWORDS = PAGE // 4
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 # Real mode: ebx pages from edi on. Each dword of a page has to be its address plus edx, and becomes
 # its address plus esi; the guest halts behind the last page, or (ebx is not 0) at what is wrong.
@@ -153,7 +149,7 @@ class Vmm:
         for piece in self._pieces:
             status = os.fstat(piece.fd)
             with mmap.mmap(piece.fd, len(piece.memory)) as fresh:
-                policies = [_policy(piece.memory), _policy(fresh)]
+                policies = [policy_of(piece.memory), policy_of(fresh)]
             counts = counted_bytes(piece.fd, 0, len(piece.memory)) if count else {}
             found.append(
                 {
@@ -178,20 +174,6 @@ class Vmm:
                     self._wrong = f"round {self._round + 1} found another dword at {left['rdi']:#x}"
                     return
             self._round += 1
-
-
-def _policy(memory: mmap.mmap) -> list[Any]:
-    """The policy of a mapping's first page: mode and nodes."""
-    mode, mask = ctypes.c_int(), (ctypes.c_ulong * (_NODES // 64))()
-    address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
-    nodes = ctypes.c_ulong(_NODES)
-    done = _LIBC.syscall(
-        _GET_MEMPOLICY, ctypes.byref(mode), mask, nodes, address, ctypes.c_ulong(_F_ADDR)
-    )
-    if done:
-        raise OSError(ctypes.get_errno(), "get_mempolicy")
-    bits = int.from_bytes(bytes(mask), "little")
-    return [_MODES[mode.value], [node for node in range(_NODES) if bits >> node & 1]]
 
 
 class Running:

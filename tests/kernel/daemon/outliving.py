@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from gmemd.client.blocking import call
 from gmemd.client.errors import CallError, NoDaemonError
 from tests import stepping
 from tests.kernel.daemon.vmms import RefusedByDaemonError
+from tests.numa.counting import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from tests.kernel.daemon.keeping import Store
 
 REGIONS = 2  # of each VM that Daemon.write writes
+POLICIES = {"bind [0]", "preferred [0]"}
 
 
 class Outliving:
@@ -59,13 +62,27 @@ class Outliving:
         return {vm["vm"]: vm for vm in call(self.daemon.socket, "List")["vms"]}
 
     def check(self, regions: int, holders: int) -> None:
-        """Both the store and the daemon have each region once, and nothing besides."""
+        """Both the store and the daemon have each region once, with a policy, and nothing besides.
+
+        The policy is that of the spec, on host node 0, seen in a mapping of the test's own.
+        """
         self.daemon.until(lambda: self._is(regions, holders))
         self.daemon.until(lambda: self.store.names("s") == ["s.1"])
         names = self.store.names("r")
         assert len(set(names)) == regions
         mine = [f"r.{device:x}.{number:x}" for device, number in self.memory().elements()]
         assert sorted(mine) == names
+        assert {policy for policy in self.policies() if policy not in POLICIES} == set()
+
+    def policies(self) -> list[str]:
+        """The policy of each region in the store, and its nodes, as the kernel says them."""
+        found = []
+        for one in self.store.passed():
+            if one.name.startswith("r."):
+                with mmap.mmap(one.fd, 0) as memory:
+                    mode, nodes = policy_of(memory)
+                found.append(f"{mode} {nodes}")
+        return found
 
     def _is(self, regions: int, holders: int) -> bool:
         have = len(self.store.names("r")), len(self.store.names("h"))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 TRIES = 6
 SLOT_BYTES = 64 * MIB
+HEADER_BYTES = 100  # at the least, of what was written there
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def in_the_store(outliving: Outliving, chance: random.Random) -> None:
     """Both slots are overwritten from somewhere on."""
     (state,) = [one for one in outliving.store.kept if one.name.startswith("s.")]
     for slot in range(2):
-        where = slot * SLOT_BYTES + chance.randrange(2000)
+        where = slot * SLOT_BYTES + chance.randrange(HEADER_BYTES)
         os.pwrite(state.fd, chance.randbytes(4000), where)
 
 

@@ -167,6 +167,7 @@ def test_a_changed_policy_is_applied(outliving: Outliving, holder: Vmm, step: st
         daemon.until(lambda: daemon.describe("held")["state"] == "ready")
         as_it_was(outliving, holder)
         outliving.check(REGIONS, 1)
+        assert sorted(outliving.policies()) == ["bind [0]", "preferred [0]"]
 
 
 def policies(daemon: Daemon) -> list[str]:
