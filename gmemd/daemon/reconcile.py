@@ -119,7 +119,8 @@ class Reconciler:
 
     async def stop(self) -> None:
         """Stop all work; memory that nothing keeps past the daemon is given back."""
-        vms = self._fleet.vms.values()
+        all_vms, keeper = self._fleet.vms, self._fleet.keeper
+        vms = all_vms.values()
         self._fleet.stopping = True
         for vm in vms:
             vm.cancel.set()
@@ -128,19 +129,20 @@ class Reconciler:
         if self._host_task is not None:
             tasks.append(self._host_task)
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._fleet.keeper.finish()
-        staying = [vm for vm in vms if vm.regions and self._fleet.keeper.keeps(vm)]
+        await keeper.finish()
+        staying = {n: vm for n, vm in all_vms.items() if vm.regions and keeper.keeps(vm)}
         step("stop.begun")
         for vm in vms:
             if vm.holder is not None:
                 vm.holder.close()
         await asyncio.gather(
-            *(self._fleet.workers.let_go(vm.regions) for vm in staying),
-            *(self._fleet.workers.release(vm.regions) for vm in vms if vm not in staying),
+            *(self._fleet.workers.let_go(vm.regions) for vm in staying.values()),
+            *(self._fleet.workers.release(vm.regions) for vm in vms if vm.name not in staying),
             return_exceptions=True,
         )
         if staying:
-            size = sum(region.plan.size_bytes for vm in staying for region in vm.regions)
+            regions = [region for vm in staying.values() for region in vm.regions]
+            size = sum(region.plan.size_bytes for region in regions)
             log.info(STAYS, len(staying), format_size(size))
 
     async def audit_now(self, name: str, asked: Asked) -> VmStatus | None:

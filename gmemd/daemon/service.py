@@ -249,12 +249,14 @@ class Daemon:
         adopting = asyncio.create_task(self._adopting.run(), name="adopt")
         auditing = asyncio.create_task(self._auditor.run(), name="audit")
         stop_task = asyncio.create_task(self._stop.wait(), name="stop")
-        await asyncio.wait({loop_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
+        vital = {task for task in (loop_task, self._keeping) if task is not None}
+        await asyncio.wait({*vital, stop_task}, return_when=asyncio.FIRST_COMPLETED)
         self._reconciler.observer.stop()
         for task in (stop_task, observing, adopting, auditing):
             task.cancel()
-        if loop_task.done():
-            loop_task.result()
+        for task in vital:
+            if task.done():
+                task.result()
         loop_task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await loop_task

@@ -1,4 +1,4 @@
-"""One commit: the state is written, descriptors go into the store and out of it, systemd has them.
+"""One commit: the state is written, descriptors go out of the store and into it, systemd has them.
 
 It runs in a thread, and touches nothing of the daemon's state.
 """
@@ -65,15 +65,15 @@ class Committer:
             self._memory.close()
 
     def carry_out(self, commit: Commit) -> Done:
-        """In the thread: write, put, remove, wait."""
+        """In the thread: write, remove, put, wait."""
         done = Done()
         try:
             written = self._write(commit, done)
             step("store.recorded")
             if self._store.available and written:
+                self._remove_all(commit, done)  # it may be what makes room
                 self._put_all(commit, done)
                 step("store.stored")
-                self._remove_all(commit, done)
                 if done.put or done.removed:
                     self._store.barrier()
                 step("store.barred")

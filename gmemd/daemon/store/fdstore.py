@@ -56,7 +56,10 @@ class FdStore:
 
     def barrier(self, seconds: float = BARRIER_SECONDS) -> None:
         """Wait until systemd has taken all that was sent before; raises StoreError."""
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            ours, theirs = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"waiting for systemd: {error.strerror}") from error
         try:
             try:
                 self._send("BARRIER=1", [theirs])
@@ -104,6 +107,15 @@ def inode_of(name: str) -> tuple[int, int] | None:
 def holder_name(number: int) -> str:
     """What a holder's pidfd is called in the store."""
     return f"h.{number:x}"
+
+
+def number_of(name: str) -> int:
+    """The number that a holder's name tells; 0 of other names."""
+    kind, _, number = name.partition(".")
+    try:
+        return int(number, 16) if kind == "h" else 0
+    except ValueError:
+        return 0
 
 
 def shortcomings(store: FdStore) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gmemd.daemon.store import statefile
 from gmemd.daemon.store.committing import Commit, Committer
-from gmemd.daemon.store.fdstore import FdStore, holder_name
+from gmemd.daemon.store.fdstore import FdStore, holder_name, region_name
 from gmemd.daemon.store.manager import NotToldError, ask, own_unit
 from gmemd.daemon.store.records import encode_state
 from gmemd.daemon.store.telling import Lines, fds_of
@@ -65,6 +65,7 @@ class Keeper:
         self._sequence = 0
         self._next_holder = 1
         self._stored: dict[str, str] = {}
+        self._dropped: dict[str, str] = {}
         self._unclaimed: set[str] = set()
         self._refused: dict[str, str] = {}
         self._retry_at = 0.0
@@ -76,7 +77,9 @@ class Keeper:
         self._unit = ""
         self._problems: tuple[str, ...] = ()
         self._untold = False
+        self._running = False
         self._finished = False
+        self._committing = False
         self._commits = 0
         self._doubtful: set[str] = set()
         self._limit = store.limit
@@ -102,7 +105,10 @@ class Keeper:
         self._committer.go_on(recovered.memory, recovered.set_aside)
         self._sequence = recovered.sequence
         self._next_holder = max(self._next_holder, recovered.next_holder)
-        self._stored = dict.fromkeys(recovered.stored, "")
+        owners = {
+            region_name(region.inode): vm.record.vm for vm in recovered.vms for region in vm.regions
+        }
+        self._stored = {name: owners.get(name, "") for name in recovered.stored}
         self._unclaimed = set(recovered.unclaimed)
         if self._stored:
             self._wanted.set()  # what is nobody's is removed at once
@@ -118,12 +124,23 @@ class Keeper:
         await waiter
 
     async def finish(self) -> None:
-        """Secure for the last time: what is closed from then on stays in the store as it was."""
-        await self.secure()
+        """Secure for the last time: what is closed from then on stays in the store as it was.
+
+        Where it doesn't run, as the start failed, the store is left as it is.
+        """
+        if self._running:
+            await self.secure()
         self._finished = True
 
     async def run(self) -> None:
         """Commit whatever is asked for, until cancelled."""
+        self._running = True
+        try:
+            await self._run()
+        finally:
+            self._running = False
+
+    async def _run(self) -> None:
         self._unit = await _in(self._asking, own_unit) if self._store.available else ""
         while True:
             with contextlib.suppress(TimeoutError):
@@ -165,15 +182,21 @@ class Keeper:
 
     async def _commit(self) -> None:
         commit = self._prepare()
-        done = await _in(self._thread, self._committer.carry_out, commit)
+        self._committing = True
+        try:
+            done = await _in(self._thread, self._committer.carry_out, commit)
+        finally:
+            self._committing = False
         owners = dict(self._names())
         self._commits += bool(done.put or done.removed)
         self._doubtful.update(done.put)
         for name in done.put:
             self._stored[name] = owners.get(name, "")
             self._refused.pop(name, None)
+            self._dropped.pop(name, None)
         for name in done.removed:
             self._stored.pop(name, None)
+            self._dropped.pop(name, None)
             self._unclaimed.discard(name)
         if done.failed or done.problems:
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -202,36 +225,40 @@ class Keeper:
         owners = {name for name, vm in self._fleet.vms.items() if _in_flux(vm)}
         removes = tuple(
             name
-            for name, owner in self._stored.items()
+            for name, owner in (self._stored | self._dropped).items()
             if name not in wanted and name != statefile.NAME and owner not in owners
         )
         return Commit(
             data,
             self._sequence,
-            self._puts(wanted, len(removes)),
+            self._puts(wanted, sum(1 for name in removes if name in self._stored)),
             puts_state=statefile.NAME not in self._stored,
             removes=removes,
         )
 
     def _puts(self, wanted: Mapping[str, int], leaving: int) -> dict[str, int]:
         """What of the wanted descriptors isn't in the store and may be put there now: copies."""
-        room = (self._limit or len(wanted) + 1) + leaving
-        room -= len(self._stored) + len(self._unclaimed)
-        room -= statefile.NAME not in self._stored
+        room = len(wanted)
+        if self._limit:
+            room = self._limit + leaving - len(self._stored) - len(self._unclaimed)
+            room -= statefile.NAME not in self._stored
         waits = self._refused if time.monotonic() < self._retry_at else {}
         puts: dict[str, int] = {}
         for name, fd in wanted.items():
             if name in self._stored or name in waits:
                 continue
             if len(puts) >= room:
-                self._refused[name] = FULL.format(limit=self._limit)
-                self._retry_at = max(self._retry_at, time.monotonic() + RETRY_SECONDS)
+                self._refuse(name, FULL.format(limit=self._limit))
                 continue
             try:
                 puts[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
             except OSError as error:
-                self._refused[name] = f"no copy of it could be made: {error.strerror}"
+                self._refuse(name, f"no copy of it could be made: {error.strerror}")
         return puts
+
+    def _refuse(self, name: str, why: str) -> None:
+        self._refused[name] = why
+        self._retry_at = max(self._retry_at, time.monotonic() + RETRY_SECONDS)
 
     def _name_holders(self) -> None:
         """Give holders that are new their names in the store."""
@@ -252,12 +279,13 @@ class Keeper:
         """Ask systemd what it has, if it is time; beside everything else."""
         due = self._check_at and self._check_at <= time.monotonic()
         if due and self._checking is None and self._store.available:
+            later = RETRY_SECONDS if self._refused else RECHECK_SECONDS
+            self._check_at = time.monotonic() + later
             self._checking = asyncio.create_task(self._compare())
             self._checking.add_done_callback(self._checked)
 
     def _checked(self, _: asyncio.Task[None]) -> None:
         self._checking = None
-        self._check_at = time.monotonic() + (RETRY_SECONDS if self._refused else RECHECK_SECONDS)
 
     async def _compare(self) -> None:
         """Find out whether systemd has as many as it was given.
@@ -275,13 +303,14 @@ class Keeper:
             return
         self._untold = False
         self._limit = self._limit or told.limit
-        if before != self._commits:  # something was put or removed meanwhile
+        if before != self._commits or self._committing:  # it told of another moment
+            self._check_at = time.monotonic() + CHECK_SECONDS
             return
         if told.stored >= believed:
             self._doubtful.clear()
         else:
             for name in self._doubtful & self._stored.keys() or set(self._stored):
-                del self._stored[name]
+                self._dropped[name] = self._stored.pop(name)
                 self._refused[name] = DROPPED.format(count=believed - told.stored)
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._tell_vms()

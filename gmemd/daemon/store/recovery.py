@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gmemd.daemon.holding import Holder
 from gmemd.daemon.store import statefile
-from gmemd.daemon.store.fdstore import inode_of, region_name
+from gmemd.daemon.store.fdstore import inode_of, number_of, region_name
 from gmemd.errors import GmemdError
 from gmemd.host.vms.holders import (
     NotAPidfdError,
@@ -171,6 +171,8 @@ def _settle_names(recovered: Recovered, found: statefile.Found, fds: Mapping[str
             memory,
         )
     recovered.unclaimed = tuple(sorted(unclaimed))
+    taken = max(map(number_of, fds), default=0)  # the state that tells may be lost
+    recovered.next_holder = max(recovered.next_holder, taken + 1)
     stored = set(fds) - unclaimed  # what is nobody's is removed by the first commit
     if recovered.memory is not None:
         stored.add(statefile.NAME)

@@ -254,3 +254,8 @@ def test_without_its_pidfd_a_holder_is_known_by_when_it_was_started(left: Left) 
     (vm,) = left.recover().vms
     assert vm.holder is not None
     assert vm.holder.alive
+
+
+def test_without_a_state_no_holder_is_called_as_one_that_is_in_the_store(left: Left) -> None:
+    left.passed["h.1f"] = os.pidfd_open(os.getppid())
+    assert left.recover().next_holder == 0x20
