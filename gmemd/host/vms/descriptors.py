@@ -7,6 +7,7 @@ numbers and which descriptor is a userfaultfd.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ class Descriptors:
         return tuple(sorted(fd for fd, link in (self.links or {}).items() if pattern.match(link)))
 
 
+_CLOSED = frozenset({errno.ENOENT, errno.ESRCH})
+"""What opening or reading a fdinfo says where the descriptor was closed, or its process ended."""
+
+
 def read_links(pid: int, root: Path) -> dict[int, str]:
     """What each descriptor is. Raises PermissionError, or another OSError where it is gone."""
     directory = f"{root}/proc/{pid}/fd"
@@ -72,7 +77,10 @@ def read_links(pid: int, root: Path) -> dict[int, str]:
 
 
 def read_descriptors(pid: int, root: Path) -> Descriptors:
-    """Everything that can be seen. Raises PermissionError where nothing can."""
+    """Everything that can be seen. Raises PermissionError where nothing can.
+
+    Raises ProcfsError where one that is still open can't be read now: it may be the memory's.
+    """
     try:
         links = read_links(pid, root)
     except PermissionError:
@@ -83,8 +91,9 @@ def read_descriptors(pid: int, root: Path) -> Descriptors:
             continue
         try:
             inodes[fd] = _inode(read_text(below(root, f"proc/{pid}/fdinfo/{fd}")))
-        except ProcfsError:
-            continue
+        except ProcfsError as error:
+            if error.errno not in _CLOSED:
+                raise
     return Descriptors(links, inodes, any(USERFAULTFD.match(link) for link in links.values()))
 
 
@@ -98,6 +107,8 @@ def _from_info(pid: int, root: Path) -> Descriptors:
         except ProcfsError as error:
             if isinstance(error.__cause__, PermissionError):
                 raise error.__cause__ from error
+            if error.errno not in _CLOSED:
+                raise
             continue
         inodes[int(entry)] = _inode(text)
         userfaultfd = userfaultfd or _USERFAULTFD_INFO.search(text) is not None

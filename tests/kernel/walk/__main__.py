@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LEAK_SECONDS = 5.0
 REHEARSALS = 3
-_FAILURES = ("failed: ", "degraded: ", "the last audit failed")
+_FAILURES = ("failed: ", "the last audit failed")
 
 
 class Extent(StrEnum):

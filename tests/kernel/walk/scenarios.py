@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tests.kernel.walk.running import Running
 
 MIB = 1 << 20
-REST_SECONDS = (0.01, 0.1, 1.0, 2.0)
-"""Before another attempt: a VMM that was not found is looked for again after a second."""
+REST_SECONDS = (0.0, 0.01, 0.1, 1.0, 2.0)
+"""Before each attempt: a VMM that was not found is looked for again after a second."""
 
 _REFUSALS = (CallError, BadCallError, RefusedError, RefusedByDaemonError, NoDaemonError)
 
@@ -63,8 +63,8 @@ source: observe
 match: {{qemu_name: {name}}}
 drift_tolerance: 5%
 guest_nodes:
-  - {{id: 0, memory: 8MiB, host_nodes: 0}}
-  - {{id: 1, memory: 4MiB, host_nodes: 0}}
+  - {{id: 0, memory: 8MiB, host_nodes: 0, policy: default}}
+  - {{id: 1, memory: 4MiB, host_nodes: 0, policy: default}}
 """
 QEMU = (
     *("-object", "memory-backend-memfd,id=m0,size=8M,share=on,prealloc=on"),
@@ -124,11 +124,11 @@ class Scenario:
     def attempt(self, what: str, do: Callable[[], object]) -> object:
         """Do something; what is refused once has to go well the next time."""
         for rest_seconds in REST_SECONDS:
+            time.sleep(rest_seconds)
             try:
                 return do()
             except _REFUSALS as error:
                 self.told.refusals.append(f"{what}: {error}")
-                time.sleep(rest_seconds)
         raise TimeoutError(f"{what} doesn't heal: {self.told.refusals[-1]}")
 
     def audit(self) -> None:

@@ -9,6 +9,7 @@ that a page is a hole, and ENOSYS of cachestat that the kernel has none, which i
 
 from __future__ import annotations
 
+import re
 from errno import (
     EACCES,
     EAGAIN,
@@ -31,6 +32,9 @@ from errno import (
 )
 
 EHWPOISON = 133
+
+_OF_A_PROCESS = re.compile(r"/proc/#/")
+"""There ENOENT and ESRCH say that the process has ended or closed it: answers, and no failures."""
 
 _DENIED_BY_SECCOMP = (EPERM,)
 
@@ -99,4 +103,7 @@ def errnos_of(call: str) -> tuple[int, ...]:
     """The errnos that a call can return; of those to which a path is given by their first word."""
     if call in ERRNOS:
         return ERRNOS[call]
-    return () if call in NEVER else ERRNOS[call.split(maxsplit=1)[0]]
+    errnos = () if call in NEVER else ERRNOS[call.split(maxsplit=1)[0]]
+    if _OF_A_PROCESS.search(call):
+        return tuple(each for each in errnos if each not in {ENOENT, ESRCH})
+    return errnos
