@@ -3,150 +3,114 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-from collections import Counter
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from gmemd.client import Client
 from gmemd.client.blocking import call
 from gmemd.kernel.memfd import create_memfd
+from tests.kernel.daemon.conftest import Daemon
+from tests.kernel.daemon.faults import Left, helpers, stop_next_helper
 from tests.kernel.daemon.vmms import vmm
-from tests.numa.handing import bound, cgroup, write_spec
-from tests.numa.provisioning import (
-    MIB,
-    bytes_by_node,
-    difference,
-    filled,
-    huge_pages,
-)
+from tests.numa.handing import audited, bound, cgroup, write_spec
+from tests.numa.provisioning import MIB, bytes_by_node, difference, filled, huge_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from tests.kernel.daemon.conftest import Daemon
     from tests.kernel.daemon.vmms import Vmm
 
-HELPER = b"gmemd.memory.prefault_child"
+MADE = {"source": "create"}
+MEMFD = ", backend: memfd"
+HUGE = ", backend: memfd, page_size: 2MiB"
+DAY = 86400
+POISON = """
+import mmap, sys
+MADV_HWPOISON = 100
+memory = mmap.mmap(int(sys.argv[1]), 8 << 20)
+memory[3 * 4096] = 1
+memory.madvise(MADV_HWPOISON, 3 * 4096, 4096)
+"""
 
 
-class Left:
-    """What a daemon has, by which a fault that leaves something behind shows."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        assert daemon.process is not None
-        self._daemon = daemon
-        self._proc = Path(f"/proc/{daemon.process.pid}")
-        self._before = self._now()
-        self._memory = self._bytes()
-
-    def _now(self) -> dict[str, object]:
-        links = []
-        for fd in (self._proc / "fd").iterdir():
-            with suppress(FileNotFoundError):  # closed since it was listed
-                links.append(re.sub(r"\d+", "N", str(fd.readlink())))
-        maps = (self._proc / "maps").read_text()
-        return {
-            "memory": Counter(link for link in links if "memfd" in link or "kvm" in link),
-            "pidfds": sum("pidfd" in link for link in links),
-            "mappings": len(re.findall("memfd:gmemd|kvm-gmem", maps)),
-            "helpers": helpers(self._daemon),
-            "committed": sum(
-                size
-                for name, size in self._daemon.metrics().items()
-                if name.startswith("gmemd_host_node_committed_bytes")
-            ),
-        }
-
-    @staticmethod
-    def _bytes() -> dict[int, int]:
-        files, pinned = bytes_by_node(), bytes_by_node("Unevictable")
-        return {node: files[node] + pinned[node] for node in files}
-
-    def check(self) -> None:
-        """All is as it was."""
-        self._daemon.until(lambda: self._now() == self._before)
-        grown = difference(self._bytes(), self._memory)
-        assert all(abs(mebibytes) < 16 for mebibytes in grown.values()), grown
-
-
-def helpers(daemon: Daemon) -> set[int]:
-    """The prefault helpers that the daemon has now."""
-    assert daemon.process is not None
-    found = set()
-    for task in Path(f"/proc/{daemon.process.pid}/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):
-            for pid in (task / "children").read_text().split():
-                if HELPER in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.add(int(pid))
-    return found
-
-
-def stopped_helper(daemon: Daemon, vm: str, *guest_nodes: str, **keys: str) -> int:
-    """Write a spec and stop its prefault helper when it has begun; its pid."""
-    before = helpers(daemon)
-    write_spec(daemon, vm, *guest_nodes, **keys)
-    call(daemon.socket, "Reload")
-    daemon.until(lambda: bool(helpers(daemon) - before))
-    (pid,) = helpers(daemon) - before
-    os.kill(pid, signal.SIGSTOP)
-    return pid
-
-
-def failed(daemon: Daemon, vm: str, *words: str) -> dict[str, Any]:
-    """The VM once it has failed, for a reason and with a hint."""
-    told = daemon.wait_for(vm, "failed")
-    assert all(word in told["message"] for word in words), told["message"]
-    assert told["hint"] or "SIGKILL" in told["message"]
-    assert daemon.metrics()[f'gmemd_vm_state{{state="failed",vm="{vm}"}}'] == 1
-    return told
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    made = Daemon(tmp_path)
+    made.configure(interval="2s")
+    return made
 
 
 @contextmanager
 def in_use(daemon: Daemon) -> Iterator[Vmm]:
-    """A bystander: a VM with something in its memory on nodes 0 to 3."""
-    with vmm(daemon) as guest:
-        guest.do("acquire", "bystander")
+    """A bystander, with something in its memory on each node, that notices nothing."""
+    write_spec(daemon, "bystander", *(bound(8, node) for node in range(4)), **MADE)
+    with daemon.running(), vmm(daemon) as guest:
+        guest.do("acquire", "bystander", timeout_seconds=60)
         guest.do("fill", "bystander", 5)
+        since = daemon.wait_for("bystander", "ready")["since"]
         yield guest
         assert guest.do("look", "bystander") == [5] * 4
         told = daemon.describe("bystander")
         assert (told["state"], told["holder"]["pid"]) == ("ready", guest.pid)
+        assert abs(told["since"] - since) < 1
+
+
+def memory_by_node() -> dict[int, int]:
+    """What files and guests have of each node."""
+    files, pinned = bytes_by_node(), bytes_by_node("Unevictable")
+    return {node: files[node] + pinned[node] for node in files}
+
+
+def stopped(daemon: Daemon, vm: str, *guest_nodes: str, **keys: str) -> int:
+    """Write a spec, and stop the helper that prefaults it first, at its beginning; its pid."""
+    before = helpers(daemon)
+    write_spec(daemon, vm, *guest_nodes, **(MADE | keys))
+    call(daemon.socket, "Reload")
+    return stop_next_helper(daemon, before)
+
+
+def failed(daemon: Daemon, vm: str, words: str) -> None:
+    """It fails for that reason, whatever the reason is when it is tried again."""
+    daemon.until(lambda: f"ERROR: {vm}: {words}" in daemon.log.read_text())
+    told = daemon.wait_for(vm, "failed")
+    assert told["message"]
+    assert daemon.metrics()[f'gmemd_vm_state{{state="failed",vm="{vm}"}}'] == 1
 
 
 def test_each_fails_by_its_cause_and_heals(daemon: Daemon) -> None:
-    write_spec(daemon, "bystander", *(bound(8, node) for node in range(4)), source="create")
-    made = {"source": "create"}
-    with daemon.running(), in_use(daemon), huge_pages(1, 32), ExitStack() as world:
-        since = daemon.wait_for("bystander", "ready")["since"]
-        left = Left(daemon)
+    with in_use(daemon), huge_pages(1, 32), ExitStack() as world:
+        left, memory = Left(daemon), memory_by_node()
         payer = world.enter_context(cgroup("gmemd-test-payer", "memory"))
-        huge = ", backend: memfd, page_size: 2MiB"
-        stopped = [
-            stopped_helper(daemon, "full", bound(500, 2), **made),
-            stopped_helper(daemon, "limited", bound(200, 3), cgroup=f"/{payer.name}", **made),
-            stopped_helper(daemon, "pool", bound(64, 1), bound(64, 1, huge), **made),
+        later = payer.with_name("gmemd-test-later")
+        pids = [
+            stopped(daemon, "full", bound(260, 2)),
+            stopped(daemon, "limited", bound(160, 3), cgroup=f"/{payer.name}"),
+            stopped(daemon, "pool", bound(160, 1), bound(64, 1, HUGE)),
         ]
-        os.kill(stopped_helper(daemon, "killed", bound(64, 0), **made), signal.SIGKILL)
-        write_spec(daemon, "nowhere", bound(16, 0), cgroup="/gmemd-test-later", **made)
+        os.kill(stopped(daemon, "killed", bound(160, 0)), signal.SIGKILL)
+        write_spec(daemon, "nowhere", bound(16, 0), cgroup=f"/{later.name}", **MADE)
         call(daemon.socket, "Reload")
-        with ExitStack() as faults:
-            faults.enter_context(filled(2, 24 * MIB))
+        with filled(2, 24 * MIB), ExitStack() as faults:
             (payer / "memory.max").write_text(str(MIB))
             taken = create_memfd("taken", 64 * MIB, page_size=2 * MIB)
             faults.callback(os.close, taken)
             os.posix_fallocate(taken, 0, 64 * MIB)
-            for pid in stopped:
+            for pid in pids:
                 os.kill(pid, signal.SIGCONT)
             failed(daemon, "full", "node 2 is full")
             failed(daemon, "limited", f"cgroup {payer} is full")
             failed(daemon, "pool", "no 2MiB pages are left on nodes 1")
-            failed(daemon, "killed", "killed by SIGKILL")
-            failed(daemon, "nowhere", "does not exist")
-            left.check()
+            failed(daemon, "killed", "the prefault helper of killed: guest node 0 was killed")
+            failed(daemon, "nowhere", f"nowhere: cgroup /{later.name} does not exist")
             (payer / "memory.max").write_text("max")
-            (later := payer.with_name("gmemd-test-later")).mkdir()
+            later.mkdir()
             world.callback(later.rmdir)
         for vm in ("full", "limited", "pool", "killed", "nowhere"):
             daemon.wait_for(vm, "ready")
@@ -154,4 +118,53 @@ def test_each_fails_by_its_cause_and_heals(daemon: Daemon) -> None:
         call(daemon.socket, "Reload")
         daemon.until(lambda: daemon.names() == {"bystander"})
         left.check()
-        assert daemon.describe("bystander")["since"] == since
+        grown = difference(memory_by_node(), memory)
+        assert all(abs(mebibytes) < 16 for mebibytes in grown.values()), grown
+
+
+def test_a_page_that_memory_errors_took_is_unknown(daemon: Daemon) -> None:
+    write_spec(daemon, "poisoned", bound(8, 2), bound(8, 3, MEMFD), **MADE)
+    with in_use(daemon), Client(daemon.socket).acquire("poisoned", timeout_seconds=60) as memory:
+        for region in memory.regions:
+            program = [sys.executable, "-c", POISON, str(region.fd)]
+            done = subprocess.run(program, pass_fds=[region.fd], check=False)
+            assert done.returncode in {0, -signal.SIGBUS}
+        told: Any = audited(daemon, "poisoned")
+        for node in told["guest_nodes"]:
+            assert node["drift"]["unknown"] == 4096
+            assert node["drift"]["placed"] == 8 * MIB - 4096
+            assert "memory error" in node["drift"]["unknown_reason"]
+        assert told["state"] == "ready"
+        assert daemon.metrics()['gmemd_audit_errors_total{reason="poisoned"}'] >= 2
+
+
+def test_a_clock_that_is_set_confuses_nobody(daemon: Daemon) -> None:
+    with in_use(daemon):
+        for days in (3, -6, 3):
+            at = time.monotonic()
+            time.clock_settime(time.CLOCK_REALTIME, time.time() + days * DAY)
+            daemon.until(lambda: sane(daemon.describe("bystander")))
+            seen = daemon.describe("bystander")["audit"]["started_timestamp"]
+            daemon.until(
+                lambda before=seen: (
+                    daemon.describe("bystander")["audit"]["started_timestamp"] > before + 1
+                )
+            )
+            assert time.monotonic() - at < 40
+            told = daemon.describe("bystander")
+            assert sane(told), told
+            verified = daemon.metrics()[
+                'gmemd_guest_node_verified_timestamp_seconds{guest_node="0",vm="bystander"}'
+            ]
+            assert time.time() - 600 < verified <= time.time()
+            assert "ago" in daemon.gmemd("status", "bystander").stdout
+
+
+def sane(told: dict[str, Any]) -> bool:
+    """Whether all times of a VM are of the last minutes, and none is still to come."""
+    now, audit = time.time(), told["audit"]
+    if audit is None:  # not looked at yet
+        return False
+    times = [told["since"], told["holder"]["since"], audit["started_timestamp"]]
+    times.append(audit["verified_timestamp"])
+    return all(now - 600 < each <= now + 1 for each in times)

@@ -35,15 +35,17 @@ class Left:
         self._daemon.until(lambda: self._now() == self._before)
 
     def _now(self) -> dict[str, object]:
-        links = []
+        links, inodes = [], set()
         for fd in (self._proc / "fd").iterdir():
             with suppress(FileNotFoundError):  # closed since it was listed
                 links.append(str(fd.readlink()))
+                inodes.add(fd.stat().st_ino)
+        mapped = re.findall(r"(\d+) +\S*(?:memfd:|kvm-gmem)", (self._proc / "maps").read_text())
         metrics = self._daemon.metrics()
         return {
             "memory": Counter(re.sub(r"\d+", "N", link) for link in links if "mem" in link),
             "pidfds": sum("pidfd" in link for link in links),
-            "mappings": len(re.findall("memfd:|kvm-gmem", (self._proc / "maps").read_text())),
+            "mapped, and not open": {int(inode) for inode in mapped} - inodes,
             "helpers": helpers(self._daemon),
             "committed": sum(
                 size

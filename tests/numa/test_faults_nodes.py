@@ -1,0 +1,74 @@
+"""A node whose memory goes and comes: its VMs' failure, and nobody else's."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gmemd.client.blocking import call
+from tests.kernel.daemon.faults import Left
+from tests.numa.handing import audited, bound, write_spec
+from tests.numa.test_faults import HUGE, MADE, MEMFD, MIB, daemon, in_use  # noqa: F401  a fixture
+
+if TYPE_CHECKING:
+    from tests.kernel.daemon.conftest import Daemon
+
+pytestmark = pytest.mark.lab(variant="movable")
+
+FAR = 4
+BLOCKS = Path(f"/sys/devices/system/node/node{FAR}")
+
+
+def bring(state: str) -> set[str]:
+    """Bring the node's memory online (as what), or offline; its blocks' states afterwards."""
+    for block in known_blocks:
+        if (block / "state").read_text().strip() != state.partition("_")[0]:
+            with suppress(OSError):  # in use by what can't be moved
+                (block / "state").write_text(state)
+    return {(block / "state").read_text().strip() for block in known_blocks}
+
+
+known_blocks: list[Path] = []
+
+
+def test_an_empty_node_goes_and_comes(daemon: Daemon) -> None:  # noqa: F811  the fixture
+    known_blocks[:] = [path.resolve() for path in BLOCKS.glob("memory[0-9]*")]
+    write_spec(daemon, "movable", bound(64, FAR, MEMFD), **MADE)
+    write_spec(daemon, "pinned", bound(64, FAR), **MADE)
+    with in_use(daemon) as guest:
+        daemon.wait_for("movable", "ready")
+        assert "movable memory" in daemon.wait_for("pinned", "failed")["message"]
+        guest.do("acquire", "movable")
+        guest.do("fill", "movable", 7)
+        # The kernel moves what it may; the bytes stay, and where they are is told.
+        assert bring("offline") == {"offline"}
+        daemon.until(lambda: daemon.describe("movable")["state"] == "degraded")
+        audited(daemon, "movable")
+        told = daemon.describe("movable")
+        assert guest.do("look", "movable") == [7]
+        assert told["guest_nodes"][0]["drift"]["cause"] == "node offline"
+        assert told["guest_nodes"][0]["drift"]["misplaced"] == 64 * MIB
+        guest.do("call", "Release", vm="movable")
+        (daemon.vms / "movable.yaml").unlink()
+        call(daemon.socket, "Reload")
+        failed = daemon.wait_for("pinned", "failed")
+        assert f"host node {FAR} " in failed["message"], failed
+        left = Left(daemon)
+        # As memory of the kernel's it can have guest_memfd, which no hand takes away any more.
+        assert bring("online_kernel") == {"online"}
+        daemon.wait_for("pinned", "ready")
+        guest.do("acquire", "pinned")
+        guest.do("fill", "pinned", 9)
+        assert "online" in bring("offline")
+        assert audited(daemon, "pinned")["guest_nodes"][0]["drift"]["placed"] == 64 * MIB
+        assert guest.do("look", "pinned") == [9]
+        bring("online_kernel")
+        guest.do("call", "Release", vm="pinned")
+        (daemon.vms / "pinned.yaml").unlink()
+        call(daemon.socket, "Reload")
+        daemon.until(lambda: daemon.names() == {"bystander"})
+        left.check()
+        assert bring("offline") == {"offline"}, "all of it was given back"
