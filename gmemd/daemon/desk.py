@@ -254,7 +254,9 @@ class Desk:
         try:
             await self._handing.hand_over(vm, candidate)
         except BaseException:
-            candidate.close()
+            known = self._fleet.vms.get(vm)
+            if known is None or known.holder is not candidate:
+                candidate.close()
             raise
         return {"vm": vm, "pid": candidate.pid}
 

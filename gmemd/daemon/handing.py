@@ -63,6 +63,7 @@ class Handing:
         self._fleet = fleet
         self._lifecycle = lifecycle
         self._possession = reconciler.possession
+        self._being_given: set[str] = set()
 
     def vm(self, name: str) -> ManagedVm:
         """The VM of that name; raises NoSuchVM."""
@@ -103,8 +104,11 @@ class Handing:
         adopted = vm.spec is not None and vm.spec.source is Source.ADOPT
         if adopted or not (vm.regions or vm.held):
             _refuse_what_never_comes(vm)
+        if vm.name in self._being_given:
+            return False
         if vm.held and vm.holder is not None:
             if vm.holder.is_process(holder.pid):
+                _refuse_in_part(vm)
                 holder.close()
                 return True
             if vm.bereft:
@@ -126,21 +130,25 @@ class Handing:
 
     async def _hand_out(self, vm: ManagedVm, holder: Holder) -> None:
         """Have the memory be the holder's, and that outlive the daemon before anything is sent."""
-        if vm.lost:
-            raise NotReady(vm=vm.name, state=str(vm.state), message=vm.lost, hint=LOST_HINT)
+        _refuse_in_part(vm)
         if has_exited(holder.pidfd):
             raise InvalidParameter(parameter="holder")
         before = vm.holder
+        self._being_given.add(vm.name)
         self._possession.give_to(vm, holder)
         if vm.state is VmState.PROVISIONING:  # its first audit is still to come
             vm.settle()
         try:
             await self._warn(vm, holder)
             await self._fleet.keeper.secure()
-        except BaseException:  # whoever asked is gone, and was given nothing
+            _refuse_what_is_gone(vm, holder)
+        except BaseException:  # whoever asked is gone, or was given nothing
             if vm.holder is holder:
                 self._possession.take_back(vm, before)
             raise
+        finally:
+            self._being_given.discard(vm.name)
+            self._fleet.tell()
         step("acquire.held")
 
     async def _prefault(self, vm: ManagedVm, payer: PassedCgroup) -> None:
@@ -225,7 +233,7 @@ class Handing:
             vm.cancel.set()
             await asyncio.wait([vm.task])
             _refuse_to_release(vm, caller_pid, may=may, force=force)
-        if vm.regions:
+        if vm.regions or vm.lost:
             self._possession.release_soon(vm)
         while vm.release_wanted:
             await self._fleet.change()
@@ -240,6 +248,23 @@ def _refuse_to_release(vm: ManagedVm, caller_pid: int, *, may: bool, force: bool
         raise PermissionDenied
     if vm.held and vm.holder is not None and not force:
         raise AlreadyOwned(vm=vm.name, holder_pid=vm.holder.pid)
+
+
+def _refuse_in_part(vm: ManagedVm) -> None:
+    """Raise NotReady for memory that isn't all there any more."""
+    if vm.lost:
+        raise NotReady(vm=vm.name, state=str(vm.state), message=vm.lost, hint=LOST_HINT)
+
+
+def _refuse_what_is_gone(vm: ManagedVm, holder: Holder) -> None:
+    """Raise NotReady where memory that a process was about to get is its no more."""
+    if vm.holder is not holder or vm.release_wanted or not vm.regions:
+        raise NotReady(
+            vm=vm.name,
+            state=str(vm.state),
+            message="its memory was given back or handed over meanwhile",
+            hint="acquire it again",
+        )
 
 
 def _awaits_its_payer(vm: ManagedVm) -> bool:

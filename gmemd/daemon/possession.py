@@ -88,7 +88,7 @@ class Possession:
         self._fleet.workers.scanning.note_idle(vm.regions)
         spec = vm.spec
         keeps = spec is not None and spec.on_vmm_exit is OnVmmExit.KEEP
-        if keeps and spec is not None and spec.source is not Source.ADOPT:
+        if keeps and vm.regions and spec is not None and spec.source is not Source.ADOPT:
             log.info("%s: pid %d exited, its memory is kept", vm.name, holder.pid)
         else:
             log.info("%s: pid %d exited, its memory is given back", vm.name, holder.pid)

@@ -94,6 +94,7 @@ class VmRecord(Value):
     """A VM with memory, or one that is left without: by what spec, of which file, in whose hands.
 
     ``state`` and ``since`` are as they were shown.
+    ``release_wanted``: its memory is about to be given back.
     """
 
     vm: str
@@ -105,6 +106,7 @@ class VmRecord(Value):
     regions: tuple[RegionRecord, ...] = ()
     holder: HolderRecord | None = None
     dormant: bool = False
+    release_wanted: bool = False
     prefaulted: bool = False
     next_region_id: int = 0
     left_alone: int = 0

@@ -77,7 +77,7 @@ def _essence(vm: ManagedVm) -> object:
         for each in vm.regions
     ]
     held = (holder.pid, holder.alive, holder.stored_as) if holder is not None else ()
-    rest = (vm.dormant, vm.prefaulted, vm.left_alone, vm.lost, vm.next_region_id)
+    rest = (vm.dormant, vm.release_wanted, vm.prefaulted, vm.left_alone, vm.lost, vm.next_region_id)
     return vm.spec, regions, held, rest
 
 
@@ -116,6 +116,7 @@ def record_of(vm: ManagedVm) -> VmRecord | None:
         ),
         holder=_holder(vm.holder) if vm.holder is not None else None,
         dormant=vm.dormant,
+        release_wanted=vm.release_wanted,
         prefaulted=vm.prefaulted,
         next_region_id=vm.next_region_id,
         left_alone=vm.left_alone,
