@@ -122,6 +122,8 @@ def run(
             except Finding as finding:
                 tally.found.append((number, str(finding)))
                 connections.close()
+            except OSError:
+                require(not target.alive(), "it lets nobody connect")
             tally.n += 1
             if tally.n % 500 == 0:
                 tell(tally)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from random import Random
@@ -76,7 +77,10 @@ def run(
 
 def _send(target: Target, content: bytes, *, hang_up: bool, tally: Tally) -> None:
     if hang_up:
-        with socket.create_connection(("127.0.0.1", target.port)) as connection:
+        with (
+            socket.create_connection(("127.0.0.1", target.port)) as connection,
+            contextlib.suppress(OSError),  # it was the first to hang up
+        ):
             connection.sendall(content)
         return
     answer = _exchange(target, content)
