@@ -239,8 +239,14 @@ class Daemon:
         self._keeper.take_on(recovered)
         before = have_again(recovered, self._fleet, self._reconciler.possession)
         self._keeping = asyncio.create_task(self._keeper.run(), name="keep")
+        self._in_background(self._give_up(recovered.leaving))
         step("start.recovered")
         return before
+
+    async def _give_up(self, fds: list[int]) -> None:
+        """Close what is nobody's, once the store has it no more."""
+        await self._keeper.secure()
+        await self._workers.close_fds(fds)
 
     async def _until_stopped(self) -> None:
         """Reconcile and observe until a signal says stop, or the loop fails."""

@@ -289,9 +289,7 @@ class Workers:
         self, passed: Sequence[tuple[str, int]], directory: Path, host: Host, boot_id: str
     ) -> Recovered:
         """Have again what an earlier daemon left; see gmemd.daemon.store.recovery."""
-        work = partial(
-            recover, passed, directory, files=self._memory_files, host=host, boot_id=boot_id
-        )
+        work = partial(recover, passed, directory, host=host, boot_id=boot_id)
         return await _run(self._identifying, work)
 
     async def close_fds(self, fds: Sequence[int]) -> None:

@@ -12,17 +12,16 @@ from gmemd.errors import GmemdError
 from gmemd.kernel.bind import BindOutcome, verify_range
 from gmemd.kernel.descriptor import duplicate
 from gmemd.kernel.errors import KernelError
+from gmemd.kernel.identity import NotMemoryError, identify_memory
 from gmemd.kernel.mempolicy import MemPolicy
 from gmemd.memory.binding import bind_region
 from gmemd.memory.errors import ProvisionError
-from gmemd.memory.passed import NotMemoryError
 from gmemd.memory.regions import Region
 from gmemd.plan.model import Strategy
 from gmemd.spec.model import PolicyMode
 
 if TYPE_CHECKING:
     from gmemd.host.model import Host
-    from gmemd.memory.passed import MemoryFiles
     from gmemd.plan.model import RegionPlan
 
 CHANGED_MEANWHILE = "its policy was changed while gmemd was away, and was set again"
@@ -47,16 +46,18 @@ class Earlier:
     id: int = 0
 
 
-def recover_region(fd: int, earlier: Earlier, *, files: MemoryFiles, host: Host) -> Region:
+def recover_region(fd: int, earlier: Earlier, host: Host) -> Region:
     """Have a region again by a descriptor of its file, which stays the caller's.
 
+    What device guest_memfds have was found out by the earlier gmemd: none has to be made for that.
     Its policy is read through a fresh mapping, and set again where it isn't the plan's; what went
-    wrong with that is among its notes. Raises LostRegionError where the file is another one.
+    wrong with that is among its notes. Raises LostRegionError where the file is another one, and
+    KernelError where nobody can tell.
     """
     plan = earlier.plan
     title = f"guest node {plan.guest_node}"
     try:
-        file = files.identify(fd)
+        file = identify_memory(fd, guest_memfd_device=earlier.inode[0])
     except NotMemoryError as error:
         raise LostRegionError(f"{title}: {error.message}") from error
     if file.inode != earlier.inode:

@@ -27,14 +27,14 @@ _HAVE_IT_AGAIN = "a restart of gmemd lost sight of {what}: {why}"
 def have_again(recovered: Recovered, fleet: Fleet, possession: Possession) -> Desired:
     """Have the VMs that were recovered be the fleet's; gives the specs that were in force.
 
-    What came back of a VM in part, and nobody had it, is of no use: it is closed, and made anew.
+    What came back of a VM in part, and nobody had it, is of no use: it leaves, and is made anew.
     """
     specs = {}
     for found in recovered.vms:
         record = found.record
         if _is_useless(found):
             log.warning("%s: its memory is made anew: %s", record.vm, "; ".join(found.lost))
-            _close(found)
+            recovered.leaving += _given_up(found)
             continue
         vm = fleet.vms[record.vm] = _vm(found)
         specs[record.vm] = record.spec_in_force
@@ -45,11 +45,11 @@ def have_again(recovered: Recovered, fleet: Fleet, possession: Possession) -> De
     return Desired(specs)
 
 
-def _close(found: RecoveredVm) -> None:
-    for region in found.regions:
-        region.close()
+def _given_up(found: RecoveredVm) -> list[int]:
+    """The descriptors of its memory, which are the caller's from then on."""
     if found.holder is not None:
         found.holder.close()
+    return [region.fd for region in found.regions]
 
 
 def _is_useless(found: RecoveredVm) -> bool:

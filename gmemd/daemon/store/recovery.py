@@ -27,13 +27,13 @@ from gmemd.host.vms.holders import (
 )
 from gmemd.host.vms.taking import take_by_inode
 from gmemd.memory.recovered import Earlier, LostRegionError, recover_region
+from gmemd.spec.model import OnVmmExit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from gmemd.daemon.store.records import HolderRecord, RegionRecord, VmRecord
     from gmemd.host.model import Host
-    from gmemd.memory.passed import MemoryFiles
     from gmemd.memory.regions import Region
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ class RecoveredVm:
     """A VM as it was: its record, the regions that are there again, who holds it.
 
     ``lost`` are the regions that aren't, in words. ``exited``: its holder was there when the record
-    was written, and is gone.
+    was written, and is gone. ``untold`` are names in the store of what may be lost, or not: nobody
+    could tell.
     """
 
     record: VmRecord
@@ -54,6 +55,7 @@ class RecoveredVm:
     holder: Holder | None = None
     exited: bool = False
     lost: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -61,7 +63,8 @@ class Recovered:
     """All of it. ``stored`` are names that are in the store, ``unclaimed`` such of no known VM.
 
     ``memory`` is the state's own memfd; ``set_aside`` names what the file that is there has to be
-    kept as, since it can't be read.
+    kept as, since it can't be read. ``leaving`` are descriptors of what is nobody's: they are to be
+    closed once it is out of the store, since whoever closes the last one waits for the memory.
     """
 
     vms: list[RecoveredVm] = field(default_factory=list)
@@ -71,6 +74,7 @@ class Recovered:
     sequence: int = 0
     next_holder: int = 1
     set_aside: tuple[str, ...] = ()
+    leaving: list[int] = field(default_factory=list)
 
 
 def read_boot_id() -> str:
@@ -82,13 +86,13 @@ def recover(
     passed: Sequence[tuple[str, int]],
     directory: Path,
     *,
-    files: MemoryFiles,
     host: Host,
     boot_id: str,
 ) -> Recovered:
     """Have again what an earlier daemon left in the store and in the state directory.
 
-    The passed descriptors are taken over: those of use are copied, all are closed. Memory in the
+    The passed descriptors are taken over: those of use are copied, the others are closed, or are
+    ``leaving``. Memory in the
     store that no state tells of stays there if the state can't be read; it is given back if it is
     known to be nobody's.
     """
@@ -103,8 +107,9 @@ def recover(
             recovered.sequence = found.state.header.sequence
             recovered.next_holder = found.state.header.next_holder
         for record in vms:
-            recovered.vms.append(_recover_vm(record, fds, files, host))
-        _settle_names(recovered, found, fds)
+            recovered.vms.append(_recover_vm(record, fds, host))
+        leaving = _settle_names(recovered, found, fds)
+        recovered.leaving = [fds.pop(name) for name in leaving]
     finally:
         _close(fds.values())
     return recovered
@@ -149,8 +154,13 @@ def _candidates(recovered: Recovered, file: statefile.StateFile) -> Iterator[tup
         yield str(file.path), data
 
 
-def _settle_names(recovered: Recovered, found: statefile.Found, fds: Mapping[str, int]) -> None:
-    """Say of each name in the store whether it is somebody's, nobody's, or can't be told."""
+def _settle_names(
+    recovered: Recovered, found: statefile.Found, fds: Mapping[str, int]
+) -> frozenset[str]:
+    """Say of each name in the store whether it is somebody's, nobody's, or can't be told.
+
+    Returns those that are nobody's.
+    """
     known = {region_name(region.inode) for vm in recovered.vms for region in vm.regions}
     for vm in recovered.vms:
         if vm.holder is not None:
@@ -164,6 +174,7 @@ def _settle_names(recovered: Recovered, found: statefile.Found, fds: Mapping[str
         if name not in known
         and (_is_newer_state(name) or (inode_of(name) and (untold or name in before)))
     }
+    unclaimed.update(*(vm.untold for vm in recovered.vms))
     if memory := sum(1 for name in unclaimed if inode_of(name)):
         log.error(
             "%d memory files in the fd store are of VMs that nothing is known of any more: they "
@@ -177,27 +188,35 @@ def _settle_names(recovered: Recovered, found: statefile.Found, fds: Mapping[str
     if recovered.memory is not None:
         stored.add(statefile.NAME)
     recovered.stored = tuple(sorted(stored))
+    return frozenset(fds) - known - unclaimed
 
 
-def _recover_vm(
-    record: VmRecord, fds: Mapping[str, int], files: MemoryFiles, host: Host
-) -> RecoveredVm:
+def _recover_vm(record: VmRecord, fds: Mapping[str, int], host: Host) -> RecoveredVm:
     vm = RecoveredVm(record)
     if record.holder is not None:
         vm.holder = _recover_holder(record.holder, fds)
         vm.exited = record.holder.alive and not vm.holder.alive
     lost: list[str] = []
+    untold: set[str] = set()
     with contextlib.ExitStack() as stack:
         taken = _taken(stack, record, vm.holder, fds)
         for region in record.regions:
             try:
-                vm.regions.append(_recover_region(region, record, taken, files=files, host=host))
+                vm.regions.append(_recover_region(region, record, taken, host))
             except (GmemdError, OSError) as error:
                 lost.append(error.message if isinstance(error, GmemdError) else str(error))
-    vm.lost = tuple(lost)
+                name = region_name(region.inode)
+                if not isinstance(error, LostRegionError) and name in fds and _is_to_last(record):
+                    untold.add(name)
+    vm.lost, vm.untold = tuple(lost), tuple(sorted(untold))
     for words in lost:
         log.error("%s: not recovered: %s", record.vm, words)
     return vm
+
+
+def _is_to_last(record: VmRecord) -> bool:
+    """Whether a VM's memory has somebody's data that outlives who has it."""
+    return record.holder is not None and record.spec.on_vmm_exit is OnVmmExit.KEEP
 
 
 def _taken(
@@ -222,8 +241,6 @@ def _recover_region(
     region: RegionRecord,
     record: VmRecord,
     taken: Mapping[tuple[int, int], int],
-    *,
-    files: MemoryFiles,
     host: Host,
 ) -> Region:
     fd = taken.get(region.inode)
@@ -240,14 +257,16 @@ def _recover_region(
         resident_before=region.resident_before,
         id=region.id,
     )
-    return recover_region(fd, earlier, files=files, host=host)
+    return recover_region(fd, earlier, host)
 
 
 def _recover_holder(record: HolderRecord, fds: Mapping[str, int]) -> Holder:
     """The holder as it was; not alive where it is gone, or can't be told from another process."""
     pidfd = _pidfd(record, fds) if record.alive else -1
     alive = pidfd >= 0
-    opener = os.dup(fds[record.opener_stored_as]) if record.opener_stored_as in fds else -1
+    opener = -1
+    with contextlib.suppress(KeyError, OSError):
+        opener = os.dup(fds[record.opener_stored_as])
     facts = read_facts(record.pid) if alive else ProcessFacts(record.program, record.unit)
     return Holder(
         pidfd=pidfd,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from contextlib import ExitStack
@@ -24,9 +25,12 @@ from gmemd.daemon.store.recovery import Recovered, recover
 from gmemd.daemon.store.statefile import NAME, StateFile, StateMemory
 from gmemd.host.reading import read_host
 from gmemd.host.vms.holders import read_facts
-from gmemd.memory.passed import MemoryFiles
+from gmemd.kernel.errors import KernelError
+from gmemd.kernel.kvm import GUEST_MEMFD_INIT_SHARED, GUEST_MEMFD_MMAP
+from gmemd.memory import passed, recovered
+from gmemd.memory.creator import create_guest_memfds
 from gmemd.plan.model import Strategy
-from gmemd.spec.model import Backend, PolicyMode
+from gmemd.spec.model import Backend, OnVmmExit, PolicyMode
 from tests.unit.daemon.store.test_records import PLAN
 from tests.unit.daemon.vms import spec
 
@@ -61,10 +65,8 @@ class Left:
         StateFile(self.directory).write(data)
 
     def recover(self) -> Recovered:
-        passed, self.passed = list(self.passed.items()), {}
-        return recover(
-            passed, self.directory, files=MemoryFiles(), host=read_host(probe=False), boot_id="boot"
-        )
+        left, self.passed = list(self.passed.items()), {}
+        return recover(left, self.directory, host=read_host(probe=False), boot_id="boot")
 
 
 @pytest.fixture
@@ -81,6 +83,8 @@ def left(tmp_path: Path) -> Iterator[Left]:
                     stack.callback(region.close)
                 if vm.holder is not None:
                     stack.callback(_close, vm.holder.pidfd)
+            for fd in recovered.leaving:
+                stack.callback(os.close, fd)
             if recovered.memory is not None:
                 stack.callback(recovered.memory.close)
             return recovered
@@ -187,6 +191,7 @@ def test_memory_of_nobody_is_to_be_removed(left: Left) -> None:
     left.write(record(mine))
     recovered = left.recover()
     assert set(recovered.stored) == {region_name(mine), region_name(nobodys)}
+    assert [os.fstat(fd).st_ino for fd in recovered.leaving] == [nobodys[1]]
     assert recovered.unclaimed == ()
 
 
@@ -259,3 +264,42 @@ def test_without_its_pidfd_a_holder_is_known_by_when_it_was_started(left: Left) 
 def test_without_a_state_no_holder_is_called_as_one_that_is_in_the_store(left: Left) -> None:
     left.passed["h.1f"] = os.pidfd_open(os.getppid())
     assert left.recover().next_holder == 0x20
+
+
+@pytest.mark.parametrize("on_vmm_exit", OnVmmExit)
+def test_kept_memory_that_nobody_can_tell_now_stays(
+    left: Left, on_vmm_exit: OnVmmExit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inode = left.memory()
+    gone = holder(os.getpid()).model_copy(update={"alive": False})
+    told = record(inode, holder=gone)
+    kept = told.spec.model_copy(update={"on_vmm_exit": on_vmm_exit})
+    left.write(told.model_copy(update={"spec": kept}))
+
+    def full(_: int) -> int:
+        raise KernelError("fcntl", errno.EMFILE, "F_DUPFD_CLOEXEC")
+
+    monkeypatch.setattr(recovered, "duplicate", full)
+    found = left.recover()
+    names = (region_name(inode),)
+    keeps = on_vmm_exit is OnVmmExit.KEEP
+    assert found.unclaimed == (names if keeps else ())
+    assert found.stored == (() if keeps else names)
+    assert len(found.leaving) == (0 if keeps else 1)
+
+
+def test_guest_memfds_are_known_where_no_other_can_be_made(
+    left: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fd,) = create_guest_memfds([MIB], flags=GUEST_MEMFD_MMAP | GUEST_MEMFD_INIT_SHARED)
+    status = os.fstat(fd)
+    inode = status.st_dev, status.st_ino
+    left.passed[region_name(inode)] = fd
+    monkeypatch.setattr(passed, "create_guest_memfds", lambda *_, **__: ())
+    told = record(inode)
+    plan = told.regions[0].plan.model_copy(update={"backend": Backend.GUEST_MEMFD})
+    left.write(
+        told.model_copy(update={"regions": (told.regions[0].model_copy(update={"plan": plan}),)})
+    )
+    (vm,) = left.recover().vms
+    assert vm.lost == ()

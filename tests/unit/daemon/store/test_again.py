@@ -44,3 +44,17 @@ def test_what_was_about_to_be_given_back_is_given_back() -> None:
 def test_a_state_that_nobody_knows_is_none() -> None:
     record = recorded(vm("db-01")).model_copy(update={"state": "levitating"})
     assert again(record).state is VmState.WAITING
+
+
+def test_what_is_of_no_use_is_left_open_until_it_is_out_of_the_store() -> None:
+    async def recover() -> list[int]:
+        with new_fleet() as fleet:
+            possession = Possession(fleet, Lifecycle(fleet, forget), fleet.tell)
+            made = vm("db-01")
+            found = RecoveredVm(recorded(made), regions=made.regions, lost=("another part",))
+            recovered = Recovered([found])
+            have_again(recovered, fleet, possession)
+            assert not fleet.vms
+            return recovered.leaving
+
+    assert asyncio.run(recover()) == [5]
