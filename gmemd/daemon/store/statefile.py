@@ -30,6 +30,9 @@ NAME = f"s.{VERSION}"
 """What the memfd is called in the store."""
 
 _BODY_BYTES = re.compile(rb'"body_bytes":(\d{1,11})\b')
+_HEADER_BYTES = 1 << 20
+"""More than a header ever has: thousands of names are in it at the most."""
+
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -41,7 +44,7 @@ class StateFile:
 
     def write(self, data: bytes) -> None:
         """Replace the file, whole or not at all; raises OSError."""
-        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        fresh = self.path.with_name(f".{self.path.name}")  # a daemon that was killed leaves one
         try:
             self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -94,7 +97,7 @@ class StateMemory:
         """What each of the two slots begins with, which may be anything; raises OSError."""
         for slot in range(2):
             start = slot * SLOT_BYTES
-            line = os.pread(self.fd, 1 << 16, start).partition(b"\n")[0]
+            line = os.pread(self.fd, _HEADER_BYTES, start).partition(b"\n")[0]
             size = len(line) + 1 + _body_bytes(line)
             yield os.pread(self.fd, min(size, SLOT_BYTES), start)
 

@@ -39,7 +39,7 @@ def test_the_file_is_replaced_whole(tmp_path: Path) -> None:
 def test_what_cant_be_written_leaves_what_was(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
     file.write(state(1))
-    file.path.with_name(f".state.json.{os.getpid()}").mkdir()
+    file.path.with_name(".state.json").mkdir()
     with pytest.raises(OSError, match="directory"):
         file.write(state(2))
     assert file.read() == state(1)
@@ -57,6 +57,13 @@ def test_both_slots_are_read(memory: StateMemory) -> None:
     for sequence in range(1, 4):
         memory.write(state(sequence, padding=10 * sequence), sequence)
     assert list(memory.read()) == [state(2, padding=20), state(3, padding=30)]
+
+
+def test_a_state_with_all_that_nobody_knows_in_its_header_is_read(memory: StateMemory) -> None:
+    names = [f"r.1a.{number:08x}" for number in range(6000)]
+    data = encode_state([b"x"], boot_id="boot", sequence=1, unclaimed=names)
+    memory.write(data, 1)
+    assert list(memory.read())[1].startswith(data)
 
 
 def test_a_shorter_state_after_a_longer_one_is_itself(memory: StateMemory) -> None:
