@@ -73,14 +73,14 @@ def set_property(name: str, *, of: str, to: str) -> None:
 
 
 def test_limits_that_are_set_on_the_unit_are_told_and_lifted_heal() -> None:
-    limit = int((GROUP / "memory.current").read_text()) + 100 * MIB
+    limit = int((GROUP / "memory.current").read_text()) + 60 * MIB
     free = unit.free_bytes(1)
     set_property("AllowedMemoryNodes", of="gmemd.slice", to="0-1")
     set_property("MemoryMax", of="gmemd.service", to=str(limit))
     PANIC_ON_OOM.write_text("2")
     try:
         unit.write_spec("late-01", host_node=2)
-        unit.write_spec("big-01", memory="300MiB", host_node=1)
+        unit.write_spec("big-01", memory="160MiB", host_node=1)
         call(unit.SOCKET, "Reload")
         late, big = unit.wait_for("late-01", "failed"), unit.wait_for("big-01", "failed")
         assert "outside gmemd's own cpuset" in late["message"]
