@@ -37,12 +37,16 @@ class Commit:
 
 @dataclass(slots=True)
 class Done:
-    """What became of it: names that were sent and removed, and what failed, in words."""
+    """What became of it: names that were sent and removed, and what failed, in words.
+
+    ``unwritten``: the state's memfd has a slot that isn't whole.
+    """
 
     put: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    unwritten: bool = False
 
 
 class Committer:
@@ -98,6 +102,7 @@ class Committer:
                 self._memory.write(commit.data, commit.sequence)
                 written = True
             except OSError as error:
+                done.unwritten = True
                 done.problems.append(f"writing the state in memory: {error.strerror or error}")
         try:
             self._file.write(commit.data)

@@ -63,6 +63,7 @@ class Keeper:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keep")
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="ask")
         self._sequence = 0
+        self._slot_again = False
         self._next_holder = 1
         self._stored: dict[str, str] = {}
         self._dropped: dict[str, str] = {}
@@ -187,6 +188,7 @@ class Keeper:
             done = await _in(self._thread, self._committer.carry_out, commit)
         finally:
             self._committing = False
+        self._slot_again = done.unwritten
         owners = dict(self._names())
         self._commits += bool(done.put or done.removed)
         self._doubtful.update(done.put)
@@ -211,7 +213,7 @@ class Keeper:
         self._name_holders()
         wanted = {name: fd for vm in self._fleet.vms.values() for name, fd in fds_of(vm)}
         self._unclaimed -= wanted.keys()
-        self._sequence += 1
+        self._sequence += 2 if self._slot_again else 1  # the other slot's is the last whole one
         data = encode_state(
             list(self._lines.of(self._fleet.vms.values())),
             boot_id=self._boot_id,

@@ -17,6 +17,7 @@ from gmemd.daemon.store.fdstore import FdStore, region_name
 from gmemd.daemon.store.keeper import Keeper
 from gmemd.daemon.store.manager import Told
 from gmemd.daemon.store.recovery import Recovered
+from gmemd.daemon.store.statefile import choose_state
 from gmemd.daemon.vm import ManagedVm
 from gmemd.daemon.work import Workers
 from gmemd.export.instruments import Counters
@@ -215,3 +216,28 @@ def test_a_start_that_failed_ends(tmp_path: Path) -> None:
         await keeper.close()
 
     asyncio.run(end())
+
+
+def test_of_the_states_slots_one_is_whole_whatever_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write() -> None:
+        async with kept(tmp_path) as it:
+            name = it.have("a")
+            await it.keeper.secure()
+            whole = os.pwrite
+
+            def cut_off(fd: int, data: bytes, at: int) -> int:
+                whole(fd, data[:100], at)
+                raise OSError(12, os.strerror(12))
+
+            memory = it.keeper._committer._memory
+            assert memory is not None
+            monkeypatch.setattr(os, "pwrite", cut_off)
+            for _ in range(3):
+                await it.keeper.secure()
+                found = choose_state([("", slot) for slot in memory.read()], "boot")
+                assert found.state is not None
+                assert [region_name(r.inode) for r in found.state.vms[0].regions] == [name]
+
+    asyncio.run(write())
