@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gmemd.spec.model import Backend, PolicyMode, Source, Value
 from gmemd.spec.nodeset import format_nodeset
-from gmemd.spec.problems import Fault, KeyPath, printable, spell_path
+from gmemd.spec.problems import MOST_PROBLEMS, Fault, KeyPath, printable, spell_path
 from gmemd.spec.resolve import Piece, pieces
 from gmemd.spec.scalars import NEAREST_DISTANCE, VM_NAME
 from gmemd.spec.sizes import exact_size
@@ -154,19 +154,24 @@ class VmChecks:
     def _check_vcpus(self) -> Iterator[Fault]:
         owned: dict[int, set[int]] = {}
         every: set[int] = set()
+        n_told = 0
         for index, node in self._nodes:
             own = set(node.vcpus or ())
             again = own & every
             found = ((owner, again & theirs) for owner, theirs in owned.items() if again)
             for owner, shared in islice(filter(itemgetter(1), found), _MOST_SHARERS):
                 noun = "vCPU" if len(shared) == 1 else "vCPUs"
+                # What comes later in the file than so many others is only counted.
+                which = format_nodeset(shared) if n_told < MOST_PROBLEMS else "…"
                 yield Fault(
                     ("guest_nodes", index, "vcpus"),
-                    f"has {noun} {format_nodeset(shared)} of guest_nodes[{owner}] again",
+                    f"has {noun} {which} of guest_nodes[{owner}] again",
                     "a vCPU is in one guest node",
                 )
-            owned[index] = own - every
-            every |= own
+                n_told += 1
+            if fresh := own - every:
+                owned[index] = fresh
+                every |= fresh
 
     def _check_forms(self, index: int, node: GuestNodeDocument) -> Iterator[Fault]:
         """Either memory, host_nodes and policy, or regions that have their own."""

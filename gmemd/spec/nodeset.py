@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ def parse_nodeset_list(items: Iterable[str]) -> frozenset[int]:
     return parse_number_list(items, noun="host node", highest=HIGHEST_NODE)
 
 
+@lru_cache(maxsize=16)
 def parse_vcpus(text: str) -> tuple[int, ...]:
     """Read vCPU numbers, ascending, from a list such as ``0-7,16-23``. Raises FieldError."""
     return tuple(sorted(parse_number_set(text, noun="vCPU", highest=HIGHEST_VCPU)))
@@ -49,6 +51,8 @@ def format_nodeset(nodes: Iterable[int]) -> str:
     ordered = sorted(set(nodes))
     if not ordered:
         return ""
+    if ordered[-1] - ordered[0] == len(ordered) - 1:  # thousands, and as a rule without a gap
+        return str(ordered[0]) if len(ordered) == 1 else f"{ordered[0]}-{ordered[-1]}"
     breaks = [index for index, (a, b) in enumerate(pairwise(ordered), 1) if b != a + 1]
     runs = zip([0, *breaks], [*breaks, len(ordered)], strict=True)
     return ",".join(
@@ -57,6 +61,7 @@ def format_nodeset(nodes: Iterable[int]) -> str:
     )
 
 
+@lru_cache(maxsize=16)
 def parse_number_set(text: str, *, noun: str, highest: int) -> frozenset[int]:
     """Read numbers from a text such as ``0-3,^1``, each at most ``highest``. Raises FieldError."""
     if not text.strip():
@@ -73,9 +78,10 @@ def parse_number_set(text: str, *, noun: str, highest: int) -> frozenset[int]:
             f"excludes {noun} {format_nodeset(stray)}, which it doesn't include",
             hint="^ takes away from what the rest names, like 0-3,^1",
         )
-    if not included - excluded:
+    found = frozenset(included - excluded)
+    if not found:
         raise FieldError(f"excludes every {noun} that it includes")
-    return frozenset(included - excluded)
+    return found
 
 
 def _united(ranges: Iterable[range]) -> set[int]:

@@ -17,8 +17,8 @@ _E = TypeVar("_E", bound=StrEnum)
 
 VM_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 USER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}\$?"
-PERCENT = r"[0-9]{1,3}(\.[0-9]{1,6})?\s*%"
-DURATION = r"[0-9]{1,9}(\.[0-9]{1,6})?\s*(ms|s|m|min|h)"
+PERCENT = r"[0-9]{1,3}(\.[0-9]{1,6})?[ \t]*%"
+DURATION = r"[0-9]{1,9}(\.[0-9]{1,6})?[ \t]*(ms|s|m|min|h)"
 
 NEAREST_DISTANCE, FARTHEST_DISTANCE = 10, 255
 """ACPI 6.5, 5.2.17 (SLIT): 10 is a node's distance to itself, 255 is unreachable."""
