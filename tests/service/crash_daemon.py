@@ -131,7 +131,10 @@ def replace_by(version: str) -> None:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """The service with the drop-in for adoption, without specs or memory; stopped at last."""
+    """The service with the drop-in for adoption, without specs or memory; stopped at last.
+
+    It is enabled: systemd forgets an inactive unit that nothing refers to, and its fd store with it.
+    """
     unit.install()
     unit.clear_specs()
     unit.run("systemctl", "clean", "--what=fdstore", "gmemd.service")
@@ -141,7 +144,7 @@ def installed() -> Iterator[None]:
     drop_ins[0].write_text(source.read_text())
     drop_ins[1].write_text(f"[Service]\nRestartSec=100ms\nExecStartPre=+/bin/sh {BEFORE}\n")
     BEFORE.write_text("")
-    unit.must("systemctl", "daemon-reload")
+    unit.must("systemctl", "enable", "--quiet", "gmemd.service")
     try:
         yield
     finally:
@@ -150,4 +153,4 @@ def installed() -> Iterator[None]:
         unit.clear_specs()
         for path in (*drop_ins, BEFORE):
             path.unlink()
-        unit.must("systemctl", "daemon-reload")
+        unit.must("systemctl", "disable", "--quiet", "gmemd.service")
