@@ -133,7 +133,7 @@ def replace_by(version: str) -> None:
 def installed() -> Iterator[None]:
     """The service with the drop-in for adoption, without specs or memory; stopped at last.
 
-    It is enabled: systemd forgets an inactive unit that nothing refers to, and its fd store with it.
+    It is enabled: systemd forgets an inactive unit that nothing refers to, and its store with it.
     """
     unit.install()
     unit.clear_specs()

@@ -41,10 +41,14 @@ class Outliving:
         """Have the daemon do something, on the way of which it is killed at a step."""
         assert self.daemon.process is not None
         self._step.write_text(f"{step} {times}")
-        with suppress(CallError, NoDaemonError, RefusedByDaemonError):
-            work()
+        self.try_to(work)
         self.daemon.process.wait(60)
         assert not self._step.exists(), f"{step} was not reached"
+
+    def try_to(self, work: Callable[[], object]) -> None:
+        """Have the daemon do something, which it may not live to tell."""
+        with suppress(CallError, NoDaemonError, RefusedByDaemonError):
+            work()
 
     def dies_starting(self, step: str) -> None:
         """Have a daemon be killed at a step of its start."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,6 @@ from tests.kernel.daemon.vmms import vmm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.kernel.daemon.conftest import Daemon
 
@@ -107,16 +108,27 @@ def test_memory_that_is_being_made_is_made_again_and_nothing_is_left_of_it(
     outliving: Outliving,
 ) -> None:
     daemon = outliving.daemon
-    daemon.write("vm", size="1GiB")
     with outliving.life():
-        daemon.until(lambda: (daemon.describe("vm")["progress_ratio"] or 0) > 0)
-        assert daemon.describe("vm")["state"] == "provisioning"
+        before = shmem_kibibytes()
+        daemon.write("vm", size="1GiB")
+        thread = threading.Thread(target=lambda: outliving.try_to(outliving.reload()))
+        thread.start()
+        while shmem_kibibytes() < before + 64 * 1024:
+            assert "vm: ready" not in daemon.log.read_text()
+        daemon.stop(signal.SIGKILL)
+        thread.join()
     assert outliving.store.names("r") == []
     with outliving.life():
         daemon.wait_for("vm", "ready")
         outliving.check(REGIONS, 0)
         committed = 'gmemd_host_node_committed_bytes{host_node="0"}'
         daemon.until(lambda: daemon.metrics()[committed] == 0)
+
+
+def shmem_kibibytes() -> int:
+    """What memfds and the like have of the host's memory."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Shmem:"))
 
 
 def test_what_is_nobodys_is_removed_from_the_store(outliving: Outliving) -> None:
