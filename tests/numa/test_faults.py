@@ -109,7 +109,9 @@ def test_each_fails_by_its_cause_and_heals(daemon: Daemon) -> None:
             (payer / "memory.max").write_text("max")
             later.mkdir()
             world.callback(later.rmdir)
-        for vm in ("full", "limited", "pool", "killed", "nowhere"):
+        daemon.wait_for("killed", "ready")
+        call(daemon.socket, "Reload")  # or later by themselves: they wait longer each time
+        for vm in ("full", "limited", "pool", "nowhere", "killed"):
             daemon.wait_for(vm, "ready")
             (daemon.vms / f"{vm}.yaml").unlink()
         call(daemon.socket, "Reload")
@@ -139,6 +141,7 @@ def test_a_clock_that_is_set_confuses_nobody(daemon: Daemon) -> None:
     with in_use(daemon):
         for days in (3, -6, 3):
             time.clock_settime(time.CLOCK_REALTIME, time.time() + days * DAY)
+            call(daemon.socket, "Reload")  # or half a minute later by itself
             daemon.until(lambda: sane(daemon.describe("bystander")))
             seen = daemon.describe("bystander")["audit"]["started_timestamp"]
             daemon.until(

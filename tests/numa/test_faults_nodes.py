@@ -10,6 +10,7 @@ import pytest
 
 from gmemd.client.blocking import call
 from tests.kernel.daemon.faults import Left
+from tests.kernel.daemon.vmms import vmm
 from tests.numa.handing import audited, bound, write_spec
 from tests.numa.provisioning import bytes_by_node
 from tests.numa.test_faults import MADE, MEMFD, MIB, daemon, in_use  # noqa: F401  a fixture
@@ -61,14 +62,15 @@ def test_an_empty_node_goes_and_comes(daemon: Daemon) -> None:  # noqa: F811  th
         # As memory of the kernel's it can have guest_memfd, which no hand takes away any more.
         assert bring("online_kernel") == {"online"}
         daemon.wait_for("pinned", "ready")
-        guest.do("acquire", "pinned")
-        guest.do("fill", "pinned", 9)
-        assert "online" in bring("offline")
-        assert bytes_by_node("Unevictable")[FAR] >= 64 * MIB
-        assert audited(daemon, "pinned")["guest_nodes"][0]["drift"]["placed"] == 64 * MIB
-        assert guest.do("look", "pinned") == [9]
-        bring("online_kernel")
-        guest.do("call", "Release", vm="pinned")
+        with vmm(daemon) as other:
+            other.do("acquire", "pinned")
+            other.do("fill", "pinned", 9)
+            assert "online" in bring("offline")
+            assert bytes_by_node("Unevictable")[FAR] >= 64 * MIB
+            assert audited(daemon, "pinned")["guest_nodes"][0]["drift"]["placed"] == 64 * MIB
+            assert other.do("look", "pinned") == [9]
+            bring("online_kernel")
+        daemon.wait_for("pinned", "waiting")
         (daemon.vms / "pinned.yaml").unlink()
         call(daemon.socket, "Reload")
         daemon.until(lambda: daemon.names() == {"bystander"})
