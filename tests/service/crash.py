@@ -7,6 +7,7 @@ tests do less of the same.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import threading
@@ -32,6 +33,7 @@ from tests.service.crash_daemon import (
     kill,
     open_inodes,
     pidfd_inode,
+    put_in_store,
     region_name,
     replace_by,
     stored,
@@ -53,6 +55,7 @@ AGAIN_RATIO = 0.2
 FAILURES = 8
 """Starts that fail in a row, at once: systemd's default limit is 5 in 10 seconds."""
 
+NOBODYS = "r.1.ffffffff"
 VERSIONS = ("0.1.1", "0.2.0")
 
 
@@ -133,7 +136,13 @@ class Scene:
         return kills
 
     def loop(self, failures: int) -> None:
-        """Have the service fail so often, one start after the other, before it is well again."""
+        """Have the service fail so often, one start after the other, before it is well again.
+
+        What was in its store by then and is nobody's is not there any more afterwards.
+        """
+        nobodys = os.memfd_create("nobody's")
+        put_in_store(NOBODYS, nobodys)
+        os.close(nobodys)
         count = BEFORE.with_suffix(".count")
         count.write_text("0")
         BEFORE.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from tests.service import unit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+MANAGER = "/run/systemd/notify"
 METRICS = "127.0.0.1:9989"
 ANSWER_SECONDS = 30.0
 """In which it has to answer again, emulated, on a machine that does nothing else."""
@@ -85,6 +87,22 @@ def pidfd_inode(pid: int) -> int:
         return os.fstat(pidfd).st_ino
     finally:
         os.close(pidfd)
+
+
+def put_in_store(name: str, fd: int) -> None:
+    """Have something in the service's store that isn't the service's, which only root can."""
+    sender = struct.pack("=iII", main_pid(), 0, 0)
+    passed = array.array("i", [fd]).tobytes()
+    message = f"FDSTORE=1\nFDNAME={name}".encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+        connection.connect(MANAGER)
+        beside = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, sender)]
+        beside.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, passed))
+        connection.sendmsg([message], beside)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while all(one.name != name for one in stored()):
+        assert time.monotonic() < deadline, "systemd took nothing"
+        time.sleep(0.1)
 
 
 def kill() -> int:
