@@ -1,7 +1,6 @@
 """gmemd's daemon, which kills itself at a step that a file names: ``python3 -m tests.stepping``.
 
-The file holds a step's name and how often it is to be reached until then; it is gone afterwards, so
-that the next daemon lives on.
+The file holds the step's name, and is gone afterwards, so that the next daemon lives on.
 """
 
 from __future__ import annotations
@@ -27,13 +26,7 @@ def arm() -> None:
 
     def reached(name: str) -> None:
         with lock:
-            if not path.exists():
-                return
-            wanted, times = path.read_text().split()
-            if wanted != name:
-                return
-            if int(times) > 1:
-                path.write_text(f"{wanted} {int(times) - 1}")
+            if not path.exists() or path.read_text() != name:
                 return
             path.unlink()
             os.kill(pid, signal.SIGKILL)

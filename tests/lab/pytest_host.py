@@ -2,7 +2,7 @@
 
 A test belongs to the lab by its folder (`LAB_FOLDERS`), by ``@pytest.mark.lab(variant=…)``, or
 because this host lacks what ``@pytest.mark.needs("kvm", …)`` names. Each variant is booted once,
-and pytest inside streams its reports through the share; the variant with the most to do has two
+and pytest inside streams its reports through the share; variants with much to do have two
 machines. One runs beside the host's own tests, which leave a CPU for it, and two when these are
 done; what they report waits until then.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LAB_FOLDERS = {"tests/numa": "default", "tests/service": "systemd"}
 # What takes longest begins first, so that two machines end about together.
 ORDER = ("systemd", "default", "movable", "old-kernel")
-MACHINES = {"default": 2}
+MACHINES = {"systemd": 2, "default": 2}
 # What takes seconds on a machine takes minutes in an emulated one.
 TEST_SECONDS = 900
 SILENCE_SECONDS = TEST_SECONDS + 120

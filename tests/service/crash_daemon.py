@@ -106,10 +106,10 @@ def put_in_store(name: str, fd: int) -> None:
 
 
 def kill() -> int:
-    """Kill the service's process, and give its pid."""
-    pid = main_pid()
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    """Kill the service's process, if there is one, and give its pid."""
+    if pid := main_pid():  # 0 would be this process and its kin
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     return pid
 
 

@@ -37,10 +37,10 @@ class Outliving:
         with self.daemon.running(**{stepping.VARIABLE: str(self._step)}) as running:
             yield running
 
-    def dies_at(self, step: str, work: Callable[[], object], *, times: int = 1) -> None:
+    def dies_at(self, step: str, work: Callable[[], object]) -> None:
         """Have the daemon do something, on the way of which it is killed at a step."""
         assert self.daemon.process is not None
-        self._step.write_text(f"{step} {times}")
+        self._step.write_text(step)
         self.try_to(work)
         self.daemon.process.wait(60)
         assert not self._step.exists(), f"{step} was not reached"
@@ -52,7 +52,7 @@ class Outliving:
 
     def dies_starting(self, step: str) -> None:
         """Have a daemon be killed at a step of its start."""
-        self._step.write_text(f"{step} 1")
+        self._step.write_text(step)
         with suppress(AssertionError), self.life():
             pass
         assert not self._step.exists(), f"{step} was not reached"
