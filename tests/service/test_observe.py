@@ -60,7 +60,7 @@ def plain() -> Iterator[None]:
 @pytest.fixture
 def permitted() -> Iterator[None]:
     """The unit with its drop-in."""
-    DROP_IN.parent.mkdir(parents=True)
+    DROP_IN.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(unit.CHECKOUT / "systemd/gmemd.service.d/observe.conf", DROP_IN)
     unit.must("systemctl", "daemon-reload")
     unit.start()

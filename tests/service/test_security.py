@@ -51,7 +51,7 @@ def installed() -> Iterator[None]:
 
 @pytest.fixture
 def drop_ins() -> Iterator[Path]:
-    unit.DROP_INS.mkdir(parents=True)
+    unit.DROP_INS.mkdir(parents=True, exist_ok=True)
     yield unit.DROP_INS
     shutil.rmtree(unit.DROP_INS)
     unit.must("systemctl", "daemon-reload")
