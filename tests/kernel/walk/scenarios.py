@@ -6,6 +6,7 @@ Whatever fails is tried again, as an operator or a VMM would; a fault comes abou
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -88,7 +89,7 @@ class Told:
     counters: dict[str, float] = field(default_factory=dict)
 
 
-class Scenario:
+class Scenario(ABC):
     """One VM's life, over and over."""
 
     name = ""
@@ -117,9 +118,9 @@ class Scenario:
                 self.running.until(lambda: self._status() is None, f"{self.name} is forgotten")
         return self.told
 
+    @abstractmethod
     def live(self) -> None:
         """What is done between the spec's coming and going."""
-        raise NotImplementedError
 
     def attempt(self, what: str, do: Callable[[], object]) -> object:
         """Do something; what is refused once has to go well the next time."""
