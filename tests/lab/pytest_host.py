@@ -11,34 +11,25 @@ from __future__ import annotations
 
 import functools
 import json
-import queue
-import tempfile
-import threading
-import time
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, BinaryIO
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.lab.errors import LabError
 from tests.lab.image import cache_directory, ensure_image
 from tests.lab.machine import VARIANTS
-from tests.lab.pytest_guest import REPORTS_FILE, TESTS_FILE, TESTS_VARIABLE
-from tests.lab.running import POLL_SECONDS, REPOSITORY, Lab
+from tests.lab.pytest_machines import TEST_SECONDS, Ended, MachineProcess, Machines
+from tests.lab.running import REPOSITORY
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
 LAB_FOLDERS = {"tests/numa": "default", "tests/service": "systemd"}
 # What takes longest begins first, so that two machines end about together.
 ORDER = ("systemd", "default", "movable", "old-kernel")
 MACHINES = {"systemd": 2, "default": 2}
-# What takes seconds on a machine takes minutes in an emulated one.
-TEST_SECONDS = 900
-SILENCE_SECONDS = TEST_SECONDS + 120
 LOG_LINES = 30
-STOP_SECONDS = 10
 
 
 class LabRouting:
@@ -113,42 +104,9 @@ def parts_of(
         yield name, [item for item in items if item.nodeid.partition("::")[0] in chosen]
 
 
-class Machines:
-    """Runs the labs in their order, one at a time until one more may run beside it."""
-
-    def __init__(self, labs: Sequence[LabSession]) -> None:
-        self._labs = labs
-        self._waiting: queue.SimpleQueue[LabSession] = queue.SimpleQueue()
-        for lab in labs:
-            self._waiting.put(lab)
-        self._threads: list[threading.Thread] = []
-
-    def one_more(self) -> None:
-        """Have one more run at a time."""
-        name = f"lab-{len(self._threads) + 1}"
-        self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
-        self._threads[-1].start()
-
-    def stop(self) -> None:
-        """End those that run; the others don't begin."""
-        with suppress(queue.Empty):
-            while True:
-                self._waiting.get_nowait()
-        for lab in self._labs:
-            lab.stop()
-        for thread in self._threads:
-            thread.join(STOP_SECONDS)  # it may also wait for others' machines, and dies with us
-
-    def _work(self) -> None:
-        with suppress(queue.Empty):
-            while True:
-                self._waiting.get_nowait().run()
-
-
 @contextmanager
 def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[Machines]:
     """Have the machines run, one at a time; at the end none runs any more."""
-    machines = Machines(labs)
     try:
         with _uncaptured(config):
             if labs:
@@ -158,8 +116,9 @@ def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[Mach
             lab.fail(error.explain())
         yield Machines([])
         return
-    machines.one_more()
+    machines = Machines([lab.start() for lab in labs])
     try:
+        machines.one_more()
         yield machines
     finally:
         machines.stop()
@@ -168,8 +127,7 @@ def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[Mach
 class LabSession:
     """One machine's tests: their reports as they come, and an error for each that didn't.
 
-    ``run`` is for a thread, which never touches pytest; ``report`` is for pytest's own. ``part``
-    says which of the variant's machines it is, if there are several.
+    ``part`` says which of the variant's machines it is, if there are several.
     """
 
     def __init__(
@@ -182,81 +140,30 @@ class LabSession:
         self._unfinished = dict(self._items)
         self._running: str | None = None
         self._not_collected: dict[str, str] = {}
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        self._problem = ""
-        self._log = b""
-        self._stopping = threading.Event()
+        self._received: Iterable[str | Ended] = ()
+
+    def start(self) -> MachineProcess:
+        """The machine's process, which waits until it may run."""
+        process = MachineProcess(self._variant, self._command(), list(self._items))
+        self._received = process.received()
+        return process
 
     def fail(self, problem: str) -> None:
         """Lets no machine run: that is why each of its tests fails."""
-        self._problem = problem
-        self._lines.put(None)
-
-    def stop(self) -> None:
-        """Ends the machine, if it still runs."""
-        self._stopping.set()
-
-    def run(self) -> None:
-        """Runs the machine to its end, and passes on what comes from it."""
-        try:
-            code = self._run_logged()
-            self._problem = f"the lab's pytest ended with exit code {code} before this test"
-        except LabError as error:
-            self._problem = error.explain()
-        except Exception as error:  # noqa: BLE001  told as the failure of its tests
-            self._problem = f"{type(error).__name__}: {error}"
-        finally:
-            self._lines.put(None)
+        self._received = [Ended(problem)]
 
     def report(self) -> None:
         """Reports every test, live from now on. Raises as pytest's own loop does on -x."""
         part = f" ({self._part})" if self._part else ""
         headline = f"lab, variant {self._variant}{part}: {len(self._items)} tests"
         with _terminal(self._session.config, headline):
-            while (line := self._lines.get()) is not None:
-                self._take(json.loads(line))
-                self._stop_if_asked()
-            name = "-".join(["pytest", self._variant, *self._part.split()[:1]])
-            (cache_directory() / f"{name}.log").write_bytes(self._log)
-            self._report_lost(self._problem, self._log.decode(errors="replace"))
+            for message in self._received:
+                if isinstance(message, Ended):
+                    self._take_end(message)
+                else:
+                    self._take(json.loads(message))
+                    self._stop_if_asked()
         self._stop_if_asked()
-
-    def _run_logged(self) -> int:
-        with tempfile.TemporaryFile() as log:
-            try:
-                return self._run_machine(log)
-            finally:
-                log.seek(0)
-                self._log = log.read()
-
-    def _run_machine(self, log: BinaryIO) -> int:
-        with ExitStack() as stack:
-            lab = Lab(
-                VARIANTS[self._variant],
-                self._command(),
-                environment={TESTS_VARIABLE: "/run/lab"},
-                stdout=log,
-                stderr=log,
-                files={TESTS_FILE: json.dumps(list(self._items))},
-                quiet=True,
-            )
-            stack.enter_context(lab)
-            reports = ReportStream(lab.share / REPORTS_FILE)
-            while True:
-                try:
-                    code = lab.poll()
-                finally:
-                    for line in reports.new_lines():
-                        self._lines.put(line)
-                if code is not None:
-                    return code
-                if self._stopping.is_set():
-                    raise LabError("the lab was stopped before its tests were done")
-                if reports.silent_seconds() > SILENCE_SECONDS:
-                    raise LabError(
-                        f"no report came for {SILENCE_SECONDS} s", detail=lab.console_tail()
-                    )
-                time.sleep(POLL_SECONDS)
 
     def _command(self) -> list[str]:
         config = self._session.config
@@ -284,9 +191,11 @@ class LabSession:
             self._unfinished.pop(report.nodeid)
             self._running = None
 
-    def _report_lost(self, problem: str, log: str) -> None:
-        """An error for each test without a result, the first one with all that is known."""
-        known = [problem, *log.splitlines()[-LOG_LINES:]]
+    def _take_end(self, end: Ended) -> None:
+        """Keeps the log, and gives an error for each test without a result, the first in full."""
+        name = "-".join(["pytest", self._variant, *self._part.split()[:1]])
+        (cache_directory() / f"{name}.log").write_bytes(end.log)
+        known = [end.problem, *end.log.decode(errors="replace").splitlines()[-LOG_LINES:]]
         for nodeid, item in self._unfinished.items():
             running = ["this test was running in the lab"] if nodeid == self._running else []
             why = self._not_collected.get(nodeid.split("::", maxsplit=1)[0])
@@ -300,40 +209,13 @@ class LabSession:
             )
             item.ihook.pytest_runtest_logreport(report=report)
             if why is None:
-                known = [problem.splitlines()[0], "the first of these errors has the details"]
+                known = [end.problem.splitlines()[0], "the first of these errors has the details"]
 
     def _stop_if_asked(self) -> None:
         if self._session.shouldfail:
             raise self._session.Failed(self._session.shouldfail)
         if self._session.shouldstop:
             raise self._session.Interrupted(self._session.shouldstop)
-
-
-class ReportStream:
-    """Lines as they are appended to a file; a line is given when it is whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-        self._newest = time.monotonic()
-
-    def new_lines(self) -> Iterator[str]:
-        """The whole lines that came since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole:
-            self._offset += len(whole)
-            self._newest = time.monotonic()
-        yield from whole.decode().splitlines()
-
-    def silent_seconds(self) -> float:
-        """The time since a line came."""
-        return time.monotonic() - self._newest
 
 
 @contextmanager

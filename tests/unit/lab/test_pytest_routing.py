@@ -12,7 +12,8 @@ import pytest
 
 from tests.lab.errors import LabError
 from tests.lab.pytest_guest import REPORTS_FILE, TESTS_VARIABLE
-from tests.lab.pytest_host import ReportStream, parts_of
+from tests.lab.pytest_host import parts_of
+from tests.lab.pytest_machines import ReportStream
 from tests.lab.running import REPOSITORY
 
 MODULE = """
@@ -40,6 +41,20 @@ def test_not_chosen():
     raise AssertionError
 """
 
+NARROW = """
+import os, resource, time
+
+def test_no_descriptor_is_free(monkeypatch, tmp_path):
+    started = time.monotonic()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    while time.monotonic() < started + 3:
+        time.sleep(0.1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+"""
+
 CONFTEST = """
 from tests.lab import pytest_guest
 
@@ -50,7 +65,7 @@ def pytest_configure(config):
 HOST_CONFTEST = f"""
 import os, subprocess, sys
 from pathlib import Path
-from tests.lab import pytest_host
+from tests.lab import pytest_host, pytest_machines
 from tests.lab.errors import LabError
 
 class Lab:
@@ -78,11 +93,13 @@ class Lab:
         self.polls += 1
         if self.polls < 3:
             return None
+        if os.environ.get("CRASH") == "killed":
+            os.kill(os.getpid(), 9)
         if os.environ.get("CRASH"):
             raise LabError("the lab's kernel panicked", detail="Kernel panic - not syncing")
         return 1
 
-pytest_host.Lab = Lab
+pytest_machines.Lab = Lab
 pytest_host.ensure_image = lambda: None
 pytest_host.REPOSITORY = Path.cwd()
 pytest_host.LAB_FOLDERS = {{"far": "default"}}
@@ -116,7 +133,7 @@ def run_host(tmp_path: Path):  # noqa: ANN201 - a function, described by its own
     (inside / "far" / "test_far.py").write_text(MODULE)
     (host / "test_near.py").write_text("def test_near():\n    pass\n")
 
-    def run(*arguments: str, crash: bool = False, inside_module: str = MODULE) -> Result:
+    def run(*arguments: str, crash: str = "", inside_module: str = MODULE) -> Result:
         (inside / "far" / "test_far.py").write_text(inside_module)
         environment = {
             **os.environ,
@@ -124,7 +141,7 @@ def run_host(tmp_path: Path):  # noqa: ANN201 - a function, described by its own
             "XDG_CACHE_HOME": str(tmp_path),
             "SHARE": str(share),
             "INSIDE": str(inside),
-            "CRASH": "1" if crash else "",
+            "CRASH": crash,
         }
         (tmp_path / "gmemd" / "lab").mkdir(parents=True, exist_ok=True)
         result = subprocess.run(
@@ -166,12 +183,25 @@ def test_only_what_was_chosen_runs(run_host) -> None:  # noqa: ANN001
 
 def test_a_panic_makes_errors_of_what_had_not_run(run_host) -> None:  # noqa: ANN001
     dying = MODULE.replace('print("said inside")', "import os; os._exit(9)")
-    result = run_host("far", "-k", "passes or words", crash=True, inside_module=dying)
+    result = run_host("far", "-k", "passes or words", crash="panicked", inside_module=dying)
     assert "this test was running in the lab" in result.text
     assert "Kernel panic - not syncing" in result.text
     assert "the first of these errors has the details" in result.text
     assert "3 errors" in result.last_line
     assert result.exit_code == 1
+
+
+def test_a_killed_process_of_a_machine_is_an_error_too(run_host) -> None:  # noqa: ANN001
+    dying = MODULE.replace('print("said inside")', "import os; os._exit(9)")
+    result = run_host("far", "-k", "passes", crash="killed", inside_module=dying)
+    assert "the lab's process ended by itself, with exit code -9" in result.text
+    assert "1 error" in result.last_line
+
+
+def test_what_a_test_does_to_its_process_stays_there(run_host, tmp_path: Path) -> None:  # noqa: ANN001
+    (tmp_path / "host" / "test_near.py").write_text(NARROW)
+    result = run_host("test_near.py", "far/test_far.py::test_passes")
+    assert result.last_line.strip("= ").startswith("2 passed in")
 
 
 def test_a_module_that_fails_to_import_inside_says_so(run_host) -> None:  # noqa: ANN001
