@@ -19,7 +19,7 @@ import pytest
 from tests.lab.errors import LabError
 from tests.lab.image import cache_directory, ensure_image
 from tests.lab.machine import VARIANTS
-from tests.lab.pytest_machines import TEST_SECONDS, Ended, MachineProcess, Machines
+from tests.lab.pytest_machines import TEST_SECONDS, Ended, Job, Machines
 from tests.lab.running import REPOSITORY
 
 if TYPE_CHECKING:
@@ -113,11 +113,13 @@ def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[Mach
                 ensure_image()
     except LabError as error:
         for lab in labs:
-            lab.fail(error.explain())
+            lab.receive([Ended(error.explain())])
         yield Machines([])
         return
-    machines = Machines([lab.start() for lab in labs])
+    machines = Machines([lab.job() for lab in labs])
     try:
+        for lab, process in zip(labs, machines.processes, strict=True):
+            lab.receive(process.received())
         machines.one_more()
         yield machines
     finally:
@@ -142,15 +144,13 @@ class LabSession:
         self._not_collected: dict[str, str] = {}
         self._received: Iterable[str | Ended] = ()
 
-    def start(self) -> MachineProcess:
-        """The machine's process, which waits until it may run."""
-        process = MachineProcess(self._variant, self._command(), list(self._items))
-        self._received = process.received()
-        return process
+    def job(self) -> Job:
+        """What its machine has to do."""
+        return Job(self._variant, self._command(), list(self._items))
 
-    def fail(self, problem: str) -> None:
-        """Lets no machine run: that is why each of its tests fails."""
-        self._received = [Ended(problem)]
+    def receive(self, messages: Iterable[str | Ended]) -> None:
+        """Take the reports, and the end after them, from there."""
+        self._received = messages
 
     def report(self) -> None:
         """Reports every test, live from now on. Raises as pytest's own loop does on -x."""

@@ -38,6 +38,15 @@ STOP_SECONDS = 10
 
 
 @dataclass(frozen=True)
+class Job:
+    """What one machine has to do: its variant's name, a pytest's command, and its tests' names."""
+
+    variant: str
+    command: Sequence[str]
+    nodeids: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Ended:
     """A machine's end: what kept tests from having a result, and what pytest inside printed."""
 
@@ -49,13 +58,11 @@ class MachineProcess:
     """One machine that runs one pytest; ``received`` gives its reports, line by line, and its end.
 
     The process is there from the start and waits until the machine may run; it ends itself when
-    its parent does.
+    the thread that made it does.
     """
 
-    def __init__(self, variant: str, command: Sequence[str], nodeids: Sequence[str]) -> None:
-        self._variant = variant
-        self._command = command
-        self._nodeids = nodeids
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._received: queue.SimpleQueue[str | Ended] = queue.SimpleQueue()
         fork = multiprocessing.get_context("fork")
         self._connection, theirs = fork.Pipe()
@@ -116,12 +123,12 @@ class MachineProcess:
 
     def _run_machine(self, log: BinaryIO, connection: Connection) -> int:
         with Lab(
-            VARIANTS[self._variant],
-            self._command,
+            VARIANTS[self._job.variant],
+            self._job.command,
             environment={TESTS_VARIABLE: "/run/lab"},
             stdout=log,
             stderr=log,
-            files={TESTS_FILE: json.dumps(self._nodeids)},
+            files={TESTS_FILE: json.dumps(self._job.nodeids)},
             quiet=True,
         ) as lab:
             reports = ReportStream(lab.share / REPORTS_FILE)
@@ -141,12 +148,20 @@ class MachineProcess:
 
 
 class Machines:
-    """Runs the machines in their order, one at a time until one more may run beside it."""
+    """Runs the machines in their order, one at a time until one more may run beside it.
 
-    def __init__(self, processes: Sequence[MachineProcess]) -> None:
-        self._processes = processes
+    The processes are children of a thread of their own: the tests count those of theirs.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.processes: list[MachineProcess] = []
+        self._started = threading.Event()
+        self._stopping = threading.Event()
+        self._parent = threading.Thread(target=self._have, args=(jobs,), daemon=True)
+        self._parent.start()
+        self._started.wait()
         self._waiting: queue.SimpleQueue[MachineProcess] = queue.SimpleQueue()
-        for process in processes:
+        for process in self.processes:
             self._waiting.put(process)
         self._threads: list[threading.Thread] = []
 
@@ -161,10 +176,18 @@ class Machines:
         with suppress(queue.Empty):
             while True:
                 self._waiting.get_nowait()
-        for process in self._processes:
+        for process in self.processes:
             process.stop()
-        for thread in self._threads:
+        self._stopping.set()
+        for thread in (*self._threads, self._parent):
             thread.join(STOP_SECONDS)
+
+    def _have(self, jobs: Sequence[Job]) -> None:
+        try:
+            self.processes += map(MachineProcess, jobs)
+        finally:
+            self._started.set()
+        self._stopping.wait()
 
     def _work(self) -> None:
         with suppress(queue.Empty):

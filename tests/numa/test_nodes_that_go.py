@@ -1,4 +1,8 @@
-"""A node whose memory goes and comes: its VMs' failure, and nobody else's."""
+"""A node whose memory goes and comes: its VMs' failure, and nobody else's.
+
+Last of its machine's tests, by its name: what the kernel keeps on the node while its memory is the
+kernel's can't be moved away again, so that the others' tests find no movable node any more.
+"""
 
 from __future__ import annotations
 
