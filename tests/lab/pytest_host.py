@@ -3,8 +3,8 @@
 A test belongs to the lab by its folder (`LAB_FOLDERS`), by ``@pytest.mark.lab(variant=…)``, or
 because this host lacks what ``@pytest.mark.needs("kvm", …)`` names. Each variant is booted once,
 and pytest inside streams its reports through the share; variants with much to do have two
-machines. One runs beside the host's own tests, which leave a CPU for it, and two when these are
-done; what they report waits until then.
+machines. One runs beside the host's tests of speed, which come first and leave a CPU for it, two
+beside its others, and three when these are done; what they report waits until then.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ LAB_FOLDERS = {"tests/numa": "default", "tests/service": "systemd"}
 # What takes longest begins first, so that two machines end about together.
 ORDER = ("systemd", "default", "movable", "old-kernel")
 MACHINES = {"systemd": 2, "default": 2}
+SPEED_FOLDER = "tests/bench/"
 LOG_LINES = 30
 
 
 class LabRouting:
     """The plugin: takes the lab's tests out of the host's loop and runs them in their machines."""
+
+    def __init__(self) -> None:
+        self._after_speed: list[Machines] = []
 
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
@@ -57,16 +61,28 @@ class LabRouting:
                 [item for item in everything if in_lab[item] == variant], MACHINES.get(variant, 1)
             )
         ]
-        session.items[:] = [item for item in everything if in_lab[item] is None]
+        own = [item for item in everything if in_lab[item] is None]
+        session.items[:] = sorted(own, key=lambda item: not item.nodeid.startswith(SPEED_FOLDER))
         try:
             with _started(session.config, labs) as machines:
+                self._after_speed.append(machines)
                 result = yield
+                self._quiet_no_more()
                 machines.one_more()
                 for lab in labs:
                     lab.report()
         finally:
             session.items[:] = everything
         return result
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """One more machine beside tests that don't measure."""
+        if not nodeid.startswith(SPEED_FOLDER):
+            self._quiet_no_more()
+
+    def _quiet_no_more(self) -> None:
+        while self._after_speed:
+            self._after_speed.pop().one_more()
 
 
 def variant_of(item: pytest.Item) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -103,8 +103,8 @@ def test_why_a_vmm_that_runs_is_not_adopted_is_told(daemon: Daemon) -> None:
 
 def test_a_process_that_is_no_vmm_is_named(daemon: Daemon) -> None:
     daemon.write("vm", "backend: memfd\nmatch: {qemu_name: it}\n", source="adopt")
-    with daemon.running():
-        assert daemon.process is not None
-        done = daemon.gmemd("adopt", "vm", "--pid", str(os.getppid()))
+    with daemon.running(), subprocess.Popen(["sleep", "60"]) as process:
+        done = daemon.gmemd("adopt", "vm", "--pid", str(process.pid))
+        process.kill()
         assert done.returncode != 0
         assert "no VMM that gmemd knows" in done.stderr

@@ -255,7 +255,9 @@ def test_options_that_mean_nothing(
 
 
 def test_a_process_that_is_no_vm(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", "--pid", str(os.getppid())]) == 2
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert main(["audit", "--pid", str(process.pid)]) == 2
+        process.kill()
     assert "is no VM" in capsys.readouterr().err
     assert main(["audit", "--pid", "4194303"]) == 2
     assert "there is no process 4194303" in capsys.readouterr().err
