@@ -48,6 +48,7 @@ _POISONED = 133  # EHWPOISON, which the errno module lacks before Python 3.14
 
 # Memory that is as it was asked for, and out of the host's sight: unknown, and no error.
 _OUT_OF_SIGHT = {
+    errno.EAGAIN: "moved or written back by the kernel at every look",
     errno.EACCES: "confidential: never read, only its size is seen",
     errno.EFAULT: "private to the guest: the host can't read its pages",
     errno.ENODEV: "made without the MMAP flag: only its size can be seen",

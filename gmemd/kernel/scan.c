@@ -150,6 +150,77 @@ static void map_run(struct scan *scan, uint64_t page, uint64_t count, int16_t *f
 	}
 }
 
+static int64_t cached_pages(const struct scan *scan, uint64_t page, uint64_t count)
+{
+	struct gm_cachestat stat;
+	int64_t result = gm_cachestat(scan->fd, scan->offset + page * scan->page_size,
+				      count * scan->page_size, &stat);
+
+	return result < 0 ? result : (int64_t)stat.cache;
+}
+
+static int64_t mark_resident(const struct scan *scan, uint64_t page, uint64_t count,
+			     unsigned char *marks)
+{
+	int64_t result = gm_mincore(scan->address + page * scan->page_size,
+				    count * scan->page_size, marks);
+	uint64_t i, marked = 0;
+
+	for (i = 0; result == 0 && i < count; i++)
+		marked += marks[i] & 1;
+	return result < 0 ? result : (int64_t)marked;
+}
+
+static int64_t is_resident(const struct scan *scan, uint64_t page)
+{
+	unsigned char mark;
+
+	if (scan->out->by_cachestat)
+		return cached_pages(scan, page, 1);
+	return mark_resident(scan, page, 1, &mark);
+}
+
+static void map_page(struct scan *scan, uint64_t page, int16_t *failed)
+{
+	if (scan->uffd >= 0)
+		map_run(scan, page, 1, failed);
+	else
+		populate_around(scan, page, 1, failed);
+}
+
+/*
+ * A page that the kernel moves, or tries to write back, at this moment is in the file and in no
+ * page table: one that was mapped and is told as none is mapped and looked at again, each time a
+ * little later. What stays in the file and is never seen is EAGAIN; what left it meanwhile stays
+ * ENOENT. [tried: MADV_PAGEOUT of a memfd without swap, 6.18]
+ */
+#define MAPPED_AGAIN 5
+#define FIRST_PAUSE_NS 50000L
+
+static int64_t map_again(struct scan *scan, uint64_t page, int *status, int16_t *failed)
+{
+	uint64_t address = scan->address + page * scan->page_size;
+	int time;
+
+	for (time = 0; time < MAPPED_AGAIN && *status == -ENOENT && !*failed; time++) {
+		struct timespec pause = {.tv_nsec = FIRST_PAUSE_NS << time};
+		int64_t result;
+
+		if (time)
+			nanosleep(&pause, NULL);
+		result = is_resident(scan, page);
+		if (result <= 0)
+			return result;
+		map_page(scan, page, failed);
+		result = gm_move_pages(0, 1, &address, NULL, status);
+		if (result < 0)
+			return result;
+	}
+	if (*status == -ENOENT && !*failed)
+		*failed = -EAGAIN;
+	return 0;
+}
+
 static int16_t node_of(int status, int16_t failed)
 {
 	return status < 0 && failed ? failed : (int16_t)status;
@@ -172,6 +243,13 @@ static int64_t take_run(struct scan *scan, uint64_t page, uint64_t count)
 	result = gm_move_pages(0, count, addresses, NULL, status);
 	if (result < 0)
 		return result;
+	for (i = 0; i < count; i++) {
+		if (status[i] != -ENOENT)
+			continue;
+		result = map_again(scan, page + i, status + i, failed + i);
+		if (result < 0)
+			return result;
+	}
 	for (i = 1; i <= count; i++) {
 		int16_t node = node_of(status[start], failed[start]);
 
@@ -181,15 +259,6 @@ static int64_t take_run(struct scan *scan, uint64_t page, uint64_t count)
 		start = i;
 	}
 	return 0;
-}
-
-static int64_t cached_pages(const struct scan *scan, uint64_t page, uint64_t count)
-{
-	struct gm_cachestat stat;
-	int64_t result = gm_cachestat(scan->fd, scan->offset + page * scan->page_size,
-				      count * scan->page_size, &stat);
-
-	return result < 0 ? result : (int64_t)stat.cache;
 }
 
 static int64_t take_marked(struct scan *scan, uint64_t page, uint64_t count,
@@ -208,18 +277,6 @@ static int64_t take_marked(struct scan *scan, uint64_t page, uint64_t count,
 			return result;
 	}
 	return 0;
-}
-
-static int64_t mark_resident(const struct scan *scan, uint64_t page, uint64_t count,
-			     unsigned char *marks)
-{
-	int64_t result = gm_mincore(scan->address + page * scan->page_size,
-				    count * scan->page_size, marks);
-	uint64_t i, marked = 0;
-
-	for (i = 0; result == 0 && i < count; i++)
-		marked += marks[i] & 1;
-	return result < 0 ? result : (int64_t)marked;
 }
 
 /* Up to BATCH pages: all, none, as mincore says if it counts the same, or else each half. */
@@ -331,7 +388,7 @@ int64_t gm_scan(int fd, uint64_t offset, uint64_t address, uint64_t length, int 
 #define SAMPLE_WINDOW (128ULL << 20)
 
 /* Counts pages that are mapped, by their places in the sample. */
-static int64_t query_listed(struct scan *scan, const uint64_t *addresses, const int16_t *failed,
+static int64_t query_listed(struct scan *scan, const uint64_t *addresses, int16_t *failed,
 			    const uint64_t *places, uint64_t count)
 {
 	int status[BATCH];
@@ -340,18 +397,14 @@ static int64_t query_listed(struct scan *scan, const uint64_t *addresses, const 
 
 	if (result < 0)
 		return result;
-	for (i = 0; i < count; i++)
+	for (i = 0; i < count; i++) {
+		result = map_again(scan, (addresses[i] - scan->address) / scan->page_size,
+				   status + i, failed + i);
+		if (result < 0)
+			return result;
 		count_page(scan, places[i], node_of(status[i], failed[i]));
+	}
 	return 0;
-}
-
-static int64_t is_resident(const struct scan *scan, uint64_t page)
-{
-	unsigned char mark;
-
-	if (scan->out->by_cachestat)
-		return cached_pages(scan, page, 1);
-	return mark_resident(scan, page, 1, &mark);
 }
 
 /*
@@ -371,10 +424,7 @@ static int64_t sample_window(struct scan *scan, const uint64_t *pages, uint64_t 
 			return result;
 		if (result > 0) {
 			failed[found] = 0;
-			if (scan->uffd >= 0)
-				map_run(scan, pages[i] - first, 1, failed + found);
-			else
-				populate_around(scan, pages[i] - first, 1, failed + found);
+			map_page(scan, pages[i] - first, failed + found);
 			places[found] = place + i;
 			addresses[found++] = scan->address + (pages[i] - first) * scan->page_size;
 		}

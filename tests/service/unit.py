@@ -35,6 +35,7 @@ guest_nodes:
 def run(*command: str, told: str = "") -> subprocess.CompletedProcess[str]:
     """A command as an operator has it: away from the checkout. ``told`` is its input."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["SYSTEMD_BUS_TIMEOUT"] = f"{PATIENCE_SECONDS}s"
     return subprocess.run(
         command, env=environment, cwd="/", input=told, text=True, capture_output=True, check=False
     )

@@ -1,5 +1,7 @@
+import ctypes
 import errno
 import os
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -27,6 +29,8 @@ pytestmark = pytest.mark.needs("cachestat")
 PAGE = 4096
 HUGE = 2 << 20
 SIZE = 16 << 20
+LIBC = ctypes.CDLL(None)
+MADV_PAGEOUT = 21
 PAGES = SIZE // PAGE
 
 
@@ -253,3 +257,25 @@ def test_transparent_huge_pages_are_counted_in_base_pages() -> None:
         punch(fd, 5, 1)
         assert scan_window(window, 0, SIZE).resident_pages == PAGES - 1
     os.close(fd)
+
+
+def test_what_the_kernel_tries_to_write_back_is_no_hole(memfd: int) -> None:
+    """Reclaim unmaps a page before it finds that there is no swap for it."""
+    fill(memfd, 0, PAGES)
+    stop = threading.Event()
+    with Mapping(memfd, 0, SIZE, protection="read") as window:
+
+        def reclaim() -> None:
+            while not stop.is_set():
+                LIBC.madvise(ctypes.c_void_p(window.address), ctypes.c_size_t(SIZE), MADV_PAGEOUT)
+
+        thread = threading.Thread(target=reclaim)
+        thread.start()
+        try:
+            scans = [scan_window(window, 0, SIZE) for _ in range(100)]
+        finally:
+            stop.set()
+            thread.join()
+    assert {scan.resident_pages for scan in scans} == {PAGES}
+    assert {number for scan in scans for number in scan.errors} <= {errno.EAGAIN}
+    assert max(sum(scan.errors.values()) for scan in scans) < PAGES // 10
