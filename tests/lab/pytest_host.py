@@ -3,8 +3,8 @@
 A test belongs to the lab by its folder (`LAB_FOLDERS`), by ``@pytest.mark.lab(variant=…)``, or
 because this host lacks what ``@pytest.mark.needs("kvm", …)`` names. Each variant is booted once,
 and pytest inside streams its reports through the share; variants with much to do have two
-machines. One runs beside the host's tests of speed, which come first and leave a CPU for it, two
-beside its others, and three when these are done; what they report waits until then.
+machines. None runs beside the host's tests of speed, which come first, two run beside its others,
+and three when these are done; what they report waits until then.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ LAB_FOLDERS = {"tests/numa": "default", "tests/service": "systemd"}
 # What takes longest begins first, so that two machines end about together.
 ORDER = ("systemd", "default", "movable", "old-kernel")
 MACHINES = {"systemd": 2, "default": 2}
+BESIDE_TESTS = 2
 SPEED_FOLDER = "tests/bench/"
 LOG_LINES = 30
 
@@ -76,13 +77,15 @@ class LabRouting:
         return result
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """One more machine beside tests that don't measure."""
+        """Have machines run beside tests that don't measure."""
         if not nodeid.startswith(SPEED_FOLDER):
             self._quiet_no_more()
 
     def _quiet_no_more(self) -> None:
         while self._after_speed:
-            self._after_speed.pop().one_more()
+            machines = self._after_speed.pop()
+            for _ in range(BESIDE_TESTS):
+                machines.one_more()
 
 
 def variant_of(item: pytest.Item) -> str | None:
@@ -122,7 +125,7 @@ def parts_of(
 
 @contextmanager
 def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[Machines]:
-    """Have the machines run, one at a time; at the end none runs any more."""
+    """The machines, none of which runs yet; at the end none runs any more."""
     try:
         with _uncaptured(config):
             if labs:
@@ -136,7 +139,6 @@ def _started(config: pytest.Config, labs: Sequence[LabSession]) -> Iterator[Mach
     try:
         for lab, process in zip(labs, machines.processes, strict=True):
             lab.receive(process.received())
-        machines.one_more()
         yield machines
     finally:
         machines.stop()

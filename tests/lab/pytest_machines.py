@@ -148,7 +148,7 @@ class MachineProcess:
 
 
 class Machines:
-    """Runs the machines in their order, one at a time until one more may run beside it.
+    """Runs the machines in their order, as many at a time as it was asked for.
 
     The processes are children of a thread of their own: the tests count those of theirs.
     """

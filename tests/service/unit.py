@@ -162,6 +162,11 @@ def free_bytes(node: int) -> int:
     return _meminfo(node, "MemFree")
 
 
+def unevictable_bytes(node: int) -> int:
+    """What a host node has of guest_memfd, which unlike what is free is exact at once."""
+    return _meminfo(node, "Unevictable")
+
+
 def total_bytes(node: int) -> int:
     """What a host node has in all."""
     return _meminfo(node, "MemTotal")
