@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CHECKOUT = "/srv/gmemd"
 REPOSITORY = Path(__file__).resolve().parents[2]
-MACHINES_AT_ONCE = 3
+MACHINES_AT_ONCE = 2
 POLL_SECONDS = 0.1
 # After the command's exit code is known, the machine only syncs and powers off.
 POWER_OFF_SECONDS = 60

@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gmemd.client.blocking import NoDaemonError, call
+from gmemd.client.errors import CallError
 
 CHECKOUT = Path(__file__).parents[2]
 SOCKET = Path("/run/gmemd/io.gmemd")
@@ -129,9 +131,10 @@ def wait_for(vm: str, *states: str) -> dict[str, Any]:
     """The VM, once it is in one of the states."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        found = vms().get(vm)
-        if found is not None and found["state"] in states:
-            return found
+        with suppress(NoDaemonError, CallError):
+            found: dict[str, Any] = call(SOCKET, "Describe", vm=vm)["vm"]
+            if found["state"] in states:
+                return found
         time.sleep(0.5)
     raise AssertionError(f"{vm} is not {' or '.join(states)}: {vms().get(vm)}\n{journal()}")
 
